@@ -1,0 +1,86 @@
+// Portability: the only file that knows which compiler and which processor family this is.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__SSE2__) || defined(_M_X64)
+#include <immintrin.h>
+#define GRADSTEP_X86 1
+#else
+#define GRADSTEP_X86 0
+#endif
+
+// GRADSTEP_HD: a function of one element, for host and device, always inlined. The per-ISA objects rely on "always": a copy
+// that is not inlined would be a weak symbol, and the linker would keep one instruction set's copy for all of them.
+#if defined(__CUDACC__)
+#define GRADSTEP_HD __host__ __device__ __forceinline__
+#elif defined(_MSC_VER) && !defined(__clang__)
+#define GRADSTEP_HD __forceinline
+#else
+#define GRADSTEP_HD __attribute__((always_inline)) inline
+#endif
+
+// GRADSTEP_INDEPENDENT: before a loop whose iterations do not depend on each other.
+#if defined(__clang__)
+#define GRADSTEP_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define GRADSTEP_INDEPENDENT _Pragma("GCC ivdep")
+#elif defined(_MSC_VER)
+#define GRADSTEP_INDEPENDENT __pragma(loop(ivdep))
+#else
+#define GRADSTEP_INDEPENDENT
+#endif
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#define GRADSTEP_NOINLINE __declspec(noinline)
+#else
+#define GRADSTEP_NOINLINE __attribute__((noinline))
+#endif
+
+namespace gradstep {
+
+// The floating-point environment of a sweep: round to nearest, no traps, denormals flushed or kept. What the caller had is
+// restored when the object goes out of scope.
+class FloatEnvironment {
+ public:
+  explicit FloatEnvironment(bool flush_denormals) {
+#if GRADSTEP_X86
+    constexpr unsigned kAllMasked = 0x1f80, kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
+    saved_ = _mm_getcsr();
+    _mm_setcsr(kAllMasked | (flush_denormals ? kFlushToZero | kDenormalsAreZero : 0));
+#elif defined(__aarch64__) && !defined(_MSC_VER)
+    constexpr uint64_t kFlushToZero = uint64_t{1} << 24;
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" ::"r"(flush_denormals ? kFlushToZero : uint64_t{0}));
+#else
+    (void)flush_denormals;
+#endif
+  }
+  ~FloatEnvironment() {
+#if GRADSTEP_X86
+    _mm_setcsr(saved_);
+#elif defined(__aarch64__) && !defined(_MSC_VER)
+    asm volatile("msr fpcr, %0" ::"r"(saved_));
+#endif
+  }
+  FloatEnvironment(const FloatEnvironment&) = delete;
+  FloatEnvironment& operator=(const FloatEnvironment&) = delete;
+
+ private:
+#if GRADSTEP_X86
+  unsigned saved_;
+#else
+  uint64_t saved_ = 0;
+#endif
+};
+
+// A hint to the processor that this thread is waiting.
+inline void relax() {
+#if GRADSTEP_X86
+  _mm_pause();
+#elif defined(__aarch64__) && !defined(_MSC_VER)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace gradstep

@@ -1,0 +1,190 @@
+// Every loop over elements on the CPU. Compiled once per instruction set, with GRADSTEP_ISA naming it: nothing but the one
+// accessor at the end has external linkage, so that the linker can't mix the objects.
+#include "kernels.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace gradstep::cpu {
+namespace {
+
+// ---- rules and stages over a tile -----------------------------------------------------------------------------------------
+
+template <class T, class Update, class... States>
+GRADSTEP_HD void update_loop(const Update update, T* p, const T* g, std::int64_t size, States*... s) {
+  GRADSTEP_INDEPENDENT
+  for (std::int64_t i = 0; i < size; ++i) p[i] -= update(p[i], g[i], s[i]...);
+}
+
+template <class T, class Update, class... States>
+GRADSTEP_HD void decayed_loop(const Update update, const T decay, T* p, const T* g, std::int64_t size, States*... s) {
+  GRADSTEP_INDEPENDENT
+  for (std::int64_t i = 0; i < size; ++i) p[i] -= decay * p[i] + update(p[i], g[i], s[i]...);
+}
+
+// The rule's operator for this step: its `First`, if it has one and this is the first.
+template <class Rule, class T, bool kFirst>
+GRADSTEP_HD auto operator_of(const typename Rule::template Update<T>& update) {
+  if constexpr (kFirst && HasFirst<Rule>) return typename Rule::template First<T>(update);
+  else return update;
+}
+
+template <class Rule, class T, bool kDecay, bool kFirst>
+void update(const std::byte* constants, void* erased) {
+  using Update = typename Rule::template Update<T>;
+  const auto& tile = *static_cast<Tile<T>*>(erased);
+  [&]<std::size_t... k>(std::index_sequence<k...>) {
+    if constexpr (kDecay) {
+      const auto& decayed = *reinterpret_cast<const Decayed<Update, T>*>(constants);
+      decayed_loop(operator_of<Rule, T, kFirst>(decayed.update), decayed.decay, tile.param, tile.grad, tile.size,
+                   tile.states[k]...);
+    } else {
+      const auto& plain = *reinterpret_cast<const Update*>(constants);
+      update_loop(operator_of<Rule, T, kFirst>(plain), tile.param, tile.grad, tile.size, tile.states[k]...);
+    }
+  }(std::make_index_sequence<Rule::states.size()>());
+}
+
+template <class Stage, class T>
+void gradient_stage(const std::byte* constants, void* erased) {
+  auto& tile = *static_cast<Tile<T>*>(erased);
+  const auto op = *reinterpret_cast<const typename Stage::template Op<T>*>(constants);
+  const T *p = tile.param, *g = tile.grad;
+  T* out = tile.scratch;
+  const std::int64_t size = tile.size;
+  GRADSTEP_INDEPENDENT
+  for (std::int64_t i = 0; i < size; ++i) out[i] = op(g[i], p[i]);
+  tile.grad = out;
+}
+
+// ---- load and store -------------------------------------------------------------------------------------------------------
+
+// Calls row(offset in bytes, index in the tile, length) for each innermost row of elements [begin, begin + size).
+template <class Row>
+GRADSTEP_HD void for_rows(const Sweep& sweep, const std::int64_t* strides, std::int64_t begin, std::int64_t size, Row row) {
+  const int last = sweep.ndim - 1;
+  std::int64_t at[kMaxDims], offset = 0, rest = begin;
+  for (int d = last; d >= 0; --d) {
+    at[d] = rest % sweep.shape[d];
+    rest /= sweep.shape[d];
+    offset += at[d] * strides[d];
+  }
+  for (std::int64_t done = 0; done < size;) {
+    const std::int64_t left = sweep.shape[last] - at[last], length = left < size - done ? left : size - done;
+    row(offset, done, length);
+    done += length;
+    offset -= at[last] * strides[last];
+    at[last] = 0;
+    for (int d = last - 1; d >= 0; --d) {
+      offset += strides[d];
+      if (++at[d] < sweep.shape[d]) break;
+      offset -= at[d] * strides[d];
+      at[d] = 0;
+    }
+  }
+}
+
+template <class Format, class T>
+void load(const Sweep& sweep, const Operand& operand, std::int64_t begin, std::int64_t size, T* out) {
+  using Stored = typename Format::Stored;
+  const std::int64_t stride = operand.strides[sweep.ndim - 1];
+  for_rows(sweep, operand.strides, begin, size, [&](std::int64_t offset, std::int64_t first, std::int64_t length) {
+    const std::byte* in = operand.data + offset;
+    for (std::int64_t i = 0; i < length; ++i) {
+      out[first + i] = Format::template decode<T>(*reinterpret_cast<const Stored*>(in + i * stride));
+    }
+  });
+}
+
+template <class Format, class T>
+void store(const Sweep& sweep, const Operand& operand, std::int64_t begin, std::int64_t size, const T* in) {
+  using Stored = typename Format::Stored;
+  const std::int64_t stride = operand.strides[sweep.ndim - 1];
+  for_rows(sweep, operand.strides, begin, size, [&](std::int64_t offset, std::int64_t first, std::int64_t length) {
+    std::byte* out = operand.data + offset;
+    for (std::int64_t i = 0; i < length; ++i) {
+      *reinterpret_cast<Stored*>(out + i * stride) = Format::encode(in[first + i]);
+    }
+  });
+}
+
+template <class T>
+struct Codec {
+  void (*load)(const Sweep&, const Operand&, std::int64_t, std::int64_t, T*);
+  void (*store)(const Sweep&, const Operand&, std::int64_t, std::int64_t, const T*);
+};
+
+template <class T, class... F>
+const Codec<T>& codec(Format format, List<F...>) {
+  static constexpr Codec<T> kCodecs[] = {{load<F, T>, store<F, T>}...};
+  return kCodecs[static_cast<int>(format)];
+}
+
+// ---- the pipeline ---------------------------------------------------------------------------------------------------------
+
+template <class T>
+GRADSTEP_HD void run(const Pipeline& pipeline, Tile<T>& tile) {
+  for (int i = 0; i < pipeline.size; ++i) pipeline.operations[i](pipeline.constants[i], &tile);
+}
+
+template <class T>
+GRADSTEP_HD T* in_place(const Operand& operand, std::int64_t begin) {
+  return operand.strides ? nullptr : reinterpret_cast<T*>(operand.data) + begin;
+}
+
+template <class T>
+GRADSTEP_NOINLINE void sweep_in_tiles(const Sweep& sweep, std::int64_t begin, std::int64_t end) {
+  alignas(64) T scratch[1 + kMaxOperands][kTile];
+  const int n = sweep.n_operands;
+  for (; begin < end; begin += kTile) {
+    const std::int64_t size = std::min(kTile, end - begin);
+    T* at[kMaxOperands] = {};
+    for (int k = 0; k < n; ++k) {
+      const Operand& operand = sweep.operands[k];
+      at[k] = in_place<T>(operand, begin);
+      if (at[k]) continue;
+      at[k] = scratch[k];
+      codec<T>(operand.format, Formats{}).load(sweep, operand, begin, size, at[k]);
+    }
+    Tile<T> tile{at[0], at[1], scratch[kMaxOperands], {}, size};
+    for (int k = 2; k < n; ++k) tile.states[k - 2] = at[k];
+    run(*sweep.pipeline, tile);
+    for (int k = 0; k < n; ++k) {
+      const Operand& operand = sweep.operands[k];
+      if (k != 1 && at[k] == scratch[k]) codec<T>(operand.format, Formats{}).store(sweep, operand, begin, size, at[k]);
+    }
+  }
+}
+
+template <class T>
+void sweep(const Sweep& sweep, std::int64_t begin, std::int64_t end) {
+  bool direct = !sweep.pipeline->needs_scratch;
+  for (int k = 0; k < sweep.n_operands; ++k) direct = direct && !sweep.operands[k].strides;
+  if (!direct) return sweep_in_tiles<T>(sweep, begin, end);
+
+  Tile<T> tile{in_place<T>(sweep.operands[0], begin), in_place<T>(sweep.operands[1], begin), nullptr, {}, end - begin};
+  for (int k = 2; k < sweep.n_operands; ++k) tile.states[k - 2] = in_place<T>(sweep.operands[k], begin);
+  run(*sweep.pipeline, tile);
+}
+
+// ---- the table ------------------------------------------------------------------------------------------------------------
+
+template <class T, class... Rule, class... Stage>
+constexpr TypedKernels typed(List<Rule...>, List<Stage...>) {
+  return {{{{update<Rule, T, false, false>, update<Rule, T, false, true>},
+            {update<Rule, T, true, false>, update<Rule, T, true, true>}}...},
+          {gradient_stage<Stage, T>...},
+          sweep<T>};
+}
+
+constexpr Kernels kKernels{typed<float>(Rules{}, GradientStages{}), typed<double>(Rules{}, GradientStages{})};
+
+}  // namespace
+
+#define GRADSTEP_JOIN(a, b) a##b
+#define GRADSTEP_ACCESSOR(isa) GRADSTEP_JOIN(kernels_, isa)
+
+const Kernels& GRADSTEP_ACCESSOR(GRADSTEP_ISA)();
+const Kernels& GRADSTEP_ACCESSOR(GRADSTEP_ISA)() { return kKernels; }
+
+}  // namespace gradstep::cpu

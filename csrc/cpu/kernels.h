@@ -1,0 +1,31 @@
+// The table of loops that each instruction set's object hands out.
+#pragma once
+
+#include "../core/stages.h"
+#include "../core/sweep.h"
+#include "../registry.h"
+
+namespace gradstep::cpu {
+
+// The loops of one compute type.
+struct TypedKernels {
+  Operation update[Rules::size][2 /* decoupled decay */][2 /* first step */];
+  Operation stages[GradientStages::size];
+  // Carries elements [begin, end) of the sweep through its pipeline.
+  void (*sweep)(const Sweep& sweep, std::int64_t begin, std::int64_t end);
+};
+
+struct Kernels {
+  TypedKernels float32, float64;
+
+  const TypedKernels& of(Format compute) const { return compute == Format::kFloat32 ? float32 : float64; }
+};
+
+// The constants of an update with decoupled decay: those of the rule, then the decay.
+template <class Update, class T>
+struct Decayed {
+  Update update;
+  T decay;
+};
+
+}  // namespace gradstep::cpu

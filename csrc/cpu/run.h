@@ -1,0 +1,18 @@
+// The CPU engine: cuts sweeps into chunks at fixed places and runs them on the pool.
+#pragma once
+
+#include <vector>
+
+#include "../core/sweep.h"
+
+namespace gradstep::cpu {
+
+// Whether kernels flush denormals (numbers under 1.2e-38 in float32) to zero. The caller's own floating-point state is never
+// changed.
+bool flush_denormals();
+void set_flush_denormals(bool flush);
+
+// Runs every sweep to its end.
+void run(const std::vector<Sweep>& sweeps);
+
+}  // namespace gradstep::cpu

@@ -1,0 +1,68 @@
+// The extension module `gradstep._core`: rules, plans, configuration.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/isa.h"
+#include "cpu/pool.h"
+#include "cpu/run.h"
+#include "python/array.h"
+#include "python/plan.h"
+#include "python/settings.h"
+
+namespace py = pybind11;
+using namespace gradstep;
+using namespace gradstep::python;
+
+namespace {
+
+void register_rules(py::module_& m) {
+  py::class_<RuleInfo>(m, "Rule", "A compiled update rule.")
+      .def_readonly("name", &RuleInfo::name)
+      .def_property_readonly("fields", &RuleInfo::field_names, "Names of its values, in order.")
+      .def_property_readonly("states", &RuleInfo::state_names, "Names of its states, in order.")
+      .def("__repr__", [](const RuleInfo& rule) { return "<gradstep rule " + rule.name + ">"; });
+  py::dict all;
+  for (const RuleInfo& rule : rules()) all[py::str(rule.name)] = py::cast(&rule, py::return_value_policy::reference);
+  m.attr("rules") = all;
+  m.attr("stages") = stage_names();
+}
+
+void register_plan(py::module_& m) {
+  py::enum_<Face>(m, "Face").value("numpy", Face::kNumpy).value("torch", Face::kTorch);
+  py::class_<Plan>(m, "Plan", "The checked step of one list of parameters.")
+      .def(py::init<std::string, Face, bool>(), py::arg("function"), py::arg("face"), py::arg("counts_steps") = true)
+      .def("step", &Plan::step, py::arg("params"), py::arg("grads"), py::arg("keys"), py::arg("state"), py::arg("groups"),
+           py::arg("make_state"));
+  m.def(
+      "update",
+      [](const char* function, const py::tuple& kernel, const py::object& params, const py::object& grads, const py::tuple& states,
+         const py::object& step) { Plan(function, Face::kArray, false).step_arrays(kernel, params, grads, states, step); },
+      py::arg("function"), py::arg("kernel"), py::arg("params"), py::arg("grads"), py::arg("states"), py::arg("step"),
+      "One step of one array, or of sequences of arrays, in place.");
+}
+
+void register_config(py::module_& m) {
+  m.def("isas", &cpu::isas);
+  m.def("isa", [] { return std::string(cpu::isa()); });
+  m.def("set_isa", [](const std::string& name) { return cpu::set_isa(name); });
+  m.def("num_threads", &cpu::num_threads);
+  m.def("set_num_threads", &cpu::set_num_threads);
+  m.def(
+      "set_openmp", [](std::uintptr_t parallel) { cpu::set_openmp(reinterpret_cast<cpu::OpenMpParallel>(parallel)); },
+      py::arg("parallel"), "Run on the threads of the OpenMP library whose GOMP_parallel stands at this address; 0: on our own.");
+  m.def("flush_denormals", &cpu::flush_denormals);
+  m.def("set_flush_denormals", &cpu::set_flush_denormals);
+  m.def("set_use_exchange_api", &set_use_exchange_api, "Read tensors through torch's C table where there is one. For tests.");
+  m.attr("build") = py::dict(py::arg("compiler") = GRADSTEP_COMPILER, py::arg("flags") = GRADSTEP_FLAGS,
+                             py::arg("build_type") = GRADSTEP_BUILD_TYPE, py::arg("pybind11") = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+  m.doc() = "Fused optimizer kernels.";
+  m.attr("__version__") = GRADSTEP_VERSION;
+  register_rules(m);
+  register_plan(m);
+  register_config(m);
+}

@@ -1,0 +1,81 @@
+// Reading arrays: where an array-like Python object keeps its numbers, in what type and layout.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../core/sweep.h"
+
+namespace gradstep::python {
+
+// What is wrong with an argument; the caller knows its name and puts it in front.
+struct Problem {
+  PyObject* type;  // the Python exception
+  std::string text;
+};
+
+[[noreturn]] inline void type_problem(std::string text) { throw Problem{PyExc_TypeError, std::move(text)}; }
+[[noreturn]] inline void value_problem(std::string text) { throw Problem{PyExc_ValueError, std::move(text)}; }
+
+// An array as it stands in memory. A complex array is read as its real and imaginary parts, a last dimension of two: that is how
+// torch's optimizers treat it (torch.view_as_real).
+struct View {
+  std::byte* data;
+  char kind;  // of the dtype, as in NumPy: 'f', 'c', 'i', ...; 0 where there is none that NumPy has
+  int bits;   // of one real number
+  bool native;
+  bool writable;
+  int ndim;
+  std::int64_t shape[kMaxDims + 1];
+  std::int64_t strides[kMaxDims + 1];  // bytes
+
+  std::int64_t size() const;
+  bool is_real() const { return (kind == 'f' || kind == 'c') && (bits == 32 || bits == 64); }
+  Format format() const { return bits == 32 ? Format::kFloat32 : Format::kFloat64; }
+};
+
+// Keeps what has been read alive, and its memory in place, until it is destroyed or cleared. The GIL must be held for either.
+class Holds {
+ public:
+  Holds() = default;
+  ~Holds() { clear(); }
+  Holds(const Holds&) = delete;
+  Holds& operator=(const Holds&) = delete;
+
+  void object(PyObject* object) {
+    Py_INCREF(object);
+    objects_.push_back(object);
+  }
+  void take(PyObject* object) { objects_.push_back(object); }  // a reference that the caller owns
+  void buffer(Py_buffer* buffer) { buffers_.push_back(buffer); }
+  void reserve(std::size_t n) { objects_.reserve(n); }
+  void clear();
+
+ private:
+  std::vector<PyObject*> objects_;
+  std::vector<Py_buffer*> buffers_;
+};
+
+// Whether `object` is an array of a kind that `read` knows.
+bool is_array(PyObject* object);
+
+// Reads NumPy arrays, tensors (torch's C table for DLPack where the type has one, their Python methods otherwise), objects with
+// the buffer protocol, and objects with `__dlpack__`, in this order. Throws Problem where it can't.
+void read(PyObject* object, View& view, Holds& holds);
+
+// Whether `object` is a torch tensor, whose version counter has to be told of a change.
+bool is_tensor(PyObject* object);
+
+// "float32" or "int64": the dtype as its owner spells it, for messages.
+std::string dtype_name(PyObject* object);
+
+// "(3, 4)", as Python prints a tuple. `complex`: without the last dimension, the one of the parts.
+std::string tuple_text(int ndim, const std::int64_t* values, bool complex = false);
+
+// Reads tensors through their Python methods even where the type has a C table, as with an older torch. For tests.
+void set_use_exchange_api(bool use);
+
+}  // namespace gradstep::python

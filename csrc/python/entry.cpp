@@ -1,0 +1,137 @@
+#include "entry.h"
+
+#include <pybind11/numpy.h>
+
+#include <algorithm>
+
+namespace gradstep::python {
+namespace py = pybind11;
+namespace {
+
+void append(std::vector<std::int64_t>& seen, const View& view) {
+  seen.push_back(static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(view.data)));
+  seen.push_back(view.kind | view.bits << 8 | (view.native ? 1 << 24 : 0) | (view.writable ? 1 << 25 : 0));
+  seen.push_back(view.ndim);
+  seen.insert(seen.end(), view.shape, view.shape + view.ndim);
+  seen.insert(seen.end(), view.strides, view.strides + view.ndim);
+}
+
+bool is_c_contiguous(const View& view) {
+  std::int64_t expected = view.bits / 8;
+  for (int d = view.ndim; d-- > 0;) {
+    if (view.shape[d] != 1 && view.strides[d] != expected) return false;
+    expected *= view.shape[d];
+  }
+  return true;
+}
+
+void check_type(const View& view, const View& param, PyObject* object, PyObject* param_object, bool is_param) {
+  if (!view.is_real()) type_problem("has dtype " + dtype_name(object) + ", must be float32 or float64");
+  if (!view.native) type_problem("has dtype " + dtype_name(object) + ", must be in native byte order");
+  if (!is_param && (view.kind != param.kind || view.bits != param.bits)) {
+    type_problem("has dtype " + dtype_name(object) + ", its parameter has " + dtype_name(param_object));
+  }
+}
+
+void check_shape(const View& view, const View& param) {
+  if (view.ndim == param.ndim && std::equal(view.shape, view.shape + view.ndim, param.shape)) return;
+  value_problem("has shape " + tuple_text(view.ndim, view.shape, view.kind == 'c') + ", its parameter has " +
+                tuple_text(param.ndim, param.shape, param.kind == 'c'));
+}
+
+void check_memory(const View& view) {
+  if (view.size() == 0) return;
+  if (!view.data) value_problem("has no strided memory of its own (sparse, meta or wrapper tensor)");
+  const std::int64_t item = view.bits / 8;
+  bool aligned = reinterpret_cast<std::uintptr_t>(view.data) % static_cast<std::uintptr_t>(item) == 0;
+  for (int d = 0; d < view.ndim; ++d) aligned = aligned && (view.shape[d] == 1 || view.strides[d] % item == 0);
+  if (!aligned) {
+    value_problem("is misaligned: address " + std::to_string(reinterpret_cast<std::uintptr_t>(view.data)) + " and strides " +
+                  tuple_text(view.ndim, view.strides, view.kind == 'c') + " must be multiples of " + std::to_string(item) + " bytes");
+  }
+}
+
+void check_output(const View& view) {
+  if (!view.writable) value_problem("is read-only");
+  if (is_c_contiguous(view) || has_distinct_elements(view.ndim, view.shape, view.strides, view.bits / 8)) return;
+  value_problem("overlaps itself: shape " + tuple_text(view.ndim, view.shape, view.kind == 'c') + ", strides " +
+                tuple_text(view.ndim, view.strides, view.kind == 'c') + " in bytes");
+}
+
+}  // namespace
+
+Entry::Change Entry::update(const View* views, int n, PyObject* const* objects) {
+  thread_local std::vector<std::int64_t> now;
+  now.clear();
+  for (int k = 2; k < n; ++k) append(now, views[k]);
+  append(now, views[0]);
+  const std::size_t outputs = now.size();
+  append(now, views[1]);
+  if (now == seen_) return Change::kNone;
+
+  const bool same_outputs = seen_.size() >= outputs && std::equal(now.begin(), now.begin() + static_cast<std::ptrdiff_t>(outputs), seen_.begin());
+  seen_.clear();
+  check(views, n, objects);
+  lay_out(views, n);
+  seen_ = now;
+  return same_outputs ? Change::kGradient : Change::kAll;
+}
+
+void Entry::check(const View* views, int n, PyObject* const* objects) const {
+  for (int k = 0; k < n; ++k) {
+    try {
+      check_type(views[k], views[0], objects[k], objects[0], k == 0);
+      check_shape(views[k], views[0]);
+      check_memory(views[k]);
+      if (k != 1) check_output(views[k]);
+    } catch (Problem& problem) {
+      throw OperandProblem{k, std::move(problem)};
+    }
+  }
+}
+
+void Entry::lay_out(const View* views, int n) {
+  const View& param = views[0];
+  const std::int64_t item = param.bits / 8;
+  bool contiguous = true;
+  for (int k = 0; k < n; ++k) contiguous = contiguous && is_c_contiguous(views[k]);
+
+  if (contiguous) {
+    layout_ = {};
+    layout_.strides.resize(static_cast<std::size_t>(n));
+    layout_.offsets.assign(static_cast<std::size_t>(n), 0);
+  } else {
+    std::vector<const std::int64_t*> strides;
+    for (int k = 0; k < n; ++k) strides.push_back(views[k].strides);
+    layout_ = make_layout(param.ndim, param.shape, strides, item);
+  }
+
+  shape_.assign(param.shape, param.shape + param.ndim);
+  sweep_.n_operands = n;
+  sweep_.ndim = static_cast<int>(layout_.shape.size());
+  sweep_.shape = layout_.shape.data();
+  sweep_.size = param.size();
+  sweep_.compute = param.format();
+  for (int k = 0; k < n; ++k) {
+    const auto at = static_cast<std::size_t>(k);
+    const auto& strides = layout_.strides[at];
+    sweep_.operands[k] = {views[k].data + layout_.offsets[at], strides.empty() ? nullptr : strides.data(), views[k].format()};
+    data_[k] = views[k].data;
+    strides_[k].assign(views[k].strides, views[k].strides + views[k].ndim);
+    spans_[k] = {views[k].data, views[k].data};
+    if (sweep_.size == 0) continue;
+    std::int64_t low = 0, high = item;
+    for (int d = 0; d < param.ndim; ++d) {
+      const std::int64_t reach = views[k].strides[d] * (param.shape[d] - 1);
+      (reach < 0 ? low : high) += reach;
+    }
+    spans_[k] = {views[k].data + low, views[k].data + high};
+  }
+}
+
+py::object Entry::as_numpy(int k) const {
+  const py::dtype dtype(sweep_.compute == Format::kFloat32 ? "float32" : "float64");
+  return py::array(dtype, shape_, strides_[k], data_[k], py::capsule(data_[k], [](void*) {}));
+}
+
+}  // namespace gradstep::python

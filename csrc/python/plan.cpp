@@ -1,0 +1,412 @@
+#include "plan.h"
+
+#include <cmath>
+#include <unordered_map>
+#include <utility>
+
+#include "../cpu/run.h"
+
+namespace gradstep::python {
+namespace py = pybind11;
+namespace {
+
+// Elements from which on a step lets other Python threads run meanwhile; under it, handing over the GIL costs more than the step.
+constexpr std::int64_t kReleaseGil = 1 << 14;
+
+// The largest count up to which every integer is a double.
+constexpr double kMaxStep = 9007199254740992.0;
+
+[[noreturn]] void raise(PyObject* type, const std::string& text) {
+  PyErr_SetString(type, text.c_str());
+  throw py::error_already_set();
+}
+
+PyObject* step_name() {
+  static PyObject* name = PyUnicode_InternFromString("step");
+  return name;
+}
+
+// The values of `state` for each key, in the order of the keys: a list of (key, dict or null). Almost always both stand in the
+// same order, so that no key has to be hashed (torch's tensors hash in Python).
+class StateWalk {
+ public:
+  StateWalk(PyObject* state, Holds& holds) : state_(state), holds_(holds) {}
+
+  // The value of `key`, held; null if there is none.
+  PyObject* find(PyObject* key) {
+    PyObject *at = nullptr, *value = nullptr;
+    if (by_key_.empty()) {
+      Py_ssize_t position = position_;
+      if (PyDict_Next(state_, &position, &at, &value) && at == key) {
+        position_ = position;
+        holds_.object(value);
+        return value;
+      }
+      for (position = 0; PyDict_Next(state_, &position, &at, &value);) by_key_.emplace(at, value);
+    }
+    const auto found = by_key_.find(key);
+    value = found != by_key_.end() ? found->second : PyDict_GetItemWithError(state_, key);
+    if (value) holds_.object(value);
+    else if (PyErr_Occurred()) throw py::error_already_set();
+    return value;
+  }
+
+ private:
+  PyObject* state_;
+  Holds& holds_;
+  Py_ssize_t position_ = 0;
+  std::unordered_map<PyObject*, PyObject*> by_key_;
+};
+
+// ---- step counts ----------------------------------------------------------------------------------------------------------
+
+// A count as it stands in a state dict: a Python number, or an array of one number.
+template <class Function>
+void with_number(const View& view, Function function) {
+  if (view.kind == 'f' && view.bits == 32) function(reinterpret_cast<float*>(view.data));
+  else if (view.kind == 'f' && view.bits == 64) function(reinterpret_cast<double*>(view.data));
+  else if (view.kind == 'i' && view.bits == 64) function(reinterpret_cast<std::int64_t*>(view.data));
+  else type_problem("must be an int, or a float32, float64 or int64 array");
+}
+
+double read_number(PyObject* counter, View& view, Holds& holds) {
+  read(counter, view, holds);
+  if (view.size() != 1 || !view.data) value_problem("has shape " + tuple_text(view.ndim, view.shape) + ", must hold one number");
+  if (!view.writable) value_problem("is read-only");
+  double count = 0;
+  with_number(view, [&](auto* at) {
+    using T = std::remove_pointer_t<decltype(at)>;
+    count = static_cast<double>(*at);
+    if (count < kMaxStep && static_cast<double>(static_cast<T>(count + 1)) != count + 1) {
+      value_problem("stands at " + std::to_string(static_cast<std::int64_t>(count)) + ", beyond which its dtype " + dtype_name(counter) +
+                    " cannot count");
+    }
+  });
+  return count;
+}
+
+// The number of a step as a function's argument: at least 1. None is "not the first".
+double step_argument(PyObject* step) {
+  if (step == Py_None) return 2;
+  const double count = PyIndex_Check(step) ? PyLong_AsDouble(py::reinterpret_steal<py::object>(PyNumber_Index(step)).ptr()) : NAN;
+  PyErr_Clear();
+  if (std::isnan(count)) type_problem("must be an int, got " + py::repr(step).cast<std::string>());
+  if (!(count >= 1 && count <= kMaxStep)) value_problem("must be from 1 to 2^53, got " + py::repr(step).cast<std::string>());
+  return count;
+}
+
+}  // namespace
+
+// ---- the call -------------------------------------------------------------------------------------------------------------
+
+struct Plan::Scope {
+  explicit Scope(Plan& plan) : plan(plan) {
+    if (plan.busy_.exchange(true)) raise(PyExc_RuntimeError, plan.labels_.function + ": is already running in another thread");
+  }
+  ~Scope() {
+    plan.items_.clear();
+    plan.groups_.clear();
+    plan.pipelines_.clear();
+    plan.sweeps_.clear();
+    plan.holds_.clear();
+    plan.busy_.store(false);
+  }
+  Plan& plan;
+};
+
+std::string Plan::label(const Item& item, int operand) const {
+  return labels_.operand(operand, *groups_[static_cast<std::size_t>(item.group)].rule, item.index, item.key);
+}
+
+void Plan::refuse(const Item& item, int operand, const Problem& problem) const {
+  raise(problem.type, labels_.function + ": " + label(item, operand) + " " + problem.text);
+}
+
+Plan::Group Plan::parse_group(py::handle kernel) const {
+  Group group;
+  try {
+    group.rule = &parse(kernel, group.settings);
+  } catch (Problem& problem) {
+    raise(problem.type, labels_.function + ": " + problem.text);
+  }
+  return group;
+}
+
+void Plan::read_count(Item& item, PyObject* counter) {
+  try {
+    thread_local View view;
+    const bool is_number = PyLong_Check(counter) || PyFloat_Check(counter);
+    const double count = is_number ? PyFloat_AsDouble(counter) : read_number(counter, view, holds_);
+    if (is_number && PyErr_Occurred()) throw py::error_already_set();
+    if (!(count >= 0 && count < kMaxStep && count == std::floor(count))) {
+      value_problem("must be a whole number from 0 to 2^53 - 1, got " + py::repr(counter).cast<std::string>());
+    }
+    item.step = count + 1;
+    if (!is_number) item.counter = {view.kind, view.bits, view.data};
+    item.counts = true;
+  } catch (Problem& problem) {
+    refuse(item, kMaxOperands, problem);
+  }
+}
+
+void Plan::write_count(const Item& item) {
+  if (!item.counter.data) {
+    const py::object value = py::int_(static_cast<std::int64_t>(item.step));
+    if (PyDict_SetItem(item.dict, step_name(), value.ptr()) != 0) throw py::error_already_set();
+  } else if (item.counter.kind == 'i') {
+    *reinterpret_cast<std::int64_t*>(item.counter.data) = static_cast<std::int64_t>(item.step);
+  } else if (item.counter.bits == 32) {
+    *reinterpret_cast<float*>(item.counter.data) = static_cast<float>(item.step);
+  } else {
+    *reinterpret_cast<double*>(item.counter.data) = item.step;
+  }
+}
+
+void Plan::step(const py::list& params, const py::object& grads, const py::list& keys, const py::dict& state,
+                const py::list& groups, const py::object& make_state) {
+  const Scope scope(*this);
+  static PyObject* grad_name = PyUnicode_InternFromString("grad");
+  const bool from_params = grads.is_none();
+  if (!from_params && (!PyList_Check(grads.ptr()) || py::len(grads) != params.size())) {
+    raise(PyExc_ValueError, labels_.function + ": grads has " + std::to_string(py::len(grads)) + " arrays, there are " +
+                                std::to_string(params.size()) + " parameters");
+  }
+  StateWalk walk(state.ptr(), holds_);
+  std::vector<std::pair<PyObject*, PyObject*>> created;  // key, dict of new states
+
+  std::size_t index = 0;
+  for (const py::handle group : groups) {
+    const auto members = py::cast<std::size_t>(py::handle(PyTuple_GetItem(group.ptr(), 0)));
+    groups_.push_back(parse_group(PyTuple_GetItem(group.ptr(), 1)));
+    const RuleInfo& rule = *groups_.back().rule;
+    for (std::size_t end = index + members; index < end; ++index) {
+      PyObject* param = PyList_GetItem(params.ptr(), static_cast<Py_ssize_t>(index));
+      if (!param) throw py::error_already_set();
+      PyObject* grad = from_params ? PyObject_GetAttr(param, grad_name)
+                                   : Py_XNewRef(PyList_GetItem(grads.ptr(), static_cast<Py_ssize_t>(index)));
+      if (!grad) throw py::error_already_set();
+      holds_.take(grad);
+      if (grad == Py_None) continue;
+
+      PyObject* key = PyList_GetItem(keys.ptr(), static_cast<Py_ssize_t>(index));
+      items_.push_back({index, static_cast<int>(groups_.size()) - 1, key, {param, grad}, 2, false, false, nullptr, {}});
+      Item& item = items_.back();
+      PyObject* dict = walk.find(key);
+      item.dict = dict;
+
+      py::object missing;  // made only if needed: an object a parameter would call for Python's garbage collector
+      const auto miss = [&](PyObject* name) {
+        if (!missing) missing = py::list();
+        if (PyList_Append(missing.ptr(), name) != 0) throw py::error_already_set();
+      };
+      const auto find = [&](PyObject* name) -> PyObject* {
+        PyObject* value = dict && PyDict_Check(dict) ? PyDict_GetItemWithError(dict, name) : nullptr;
+        return value == Py_None ? nullptr : value;
+      };
+      for (std::size_t k = 0; k < rule.states.size(); ++k) {
+        item.operands[2 + k] = find(rule.states[k]);
+        if (!item.operands[2 + k]) miss(rule.states[k]);
+      }
+      PyObject* counter = counts_steps_ ? find(step_name()) : nullptr;
+      if (counts_steps_ && !counter) miss(step_name());
+      if (missing) {
+        const py::dict fresh = make_state(index, missing);
+        holds_.object(fresh.ptr());
+        for (std::size_t k = 0; k < rule.states.size(); ++k) {
+          if (!item.operands[2 + k]) item.operands[2 + k] = fresh[py::handle(rule.states[k])].ptr();
+        }
+        if (counts_steps_ && !counter) counter = fresh[py::handle(step_name())].ptr();
+        created.emplace_back(key, fresh.ptr());
+        item.dict = fresh.ptr();
+        item.first = rule.has_first;
+      }
+      if (counter) read_count(item, counter);
+      if (rule.has_first && counter && item.step == 1) item.first = true;
+    }
+  }
+  run();
+  commit(state.ptr(), created);
+}
+
+void Plan::step_arrays(const py::handle& kernel, const py::object& params, const py::object& grads, const py::tuple& states,
+                       const py::object& step) {
+  const Scope scope(*this);
+  groups_.push_back(parse_group(kernel));
+  const RuleInfo& rule = *groups_.back().rule;
+  if (states.size() != rule.states.size()) {
+    raise(PyExc_TypeError, labels_.function + ": takes " + std::to_string(rule.states.size()) + " states, got " + std::to_string(states.size()));
+  }
+
+  PyObject* given[kMaxOperands + 1] = {params.ptr(), grads.ptr()};
+  const int n = 2 + static_cast<int>(states.size());
+  for (int k = 2; k < n; ++k) given[k] = PyTuple_GET_ITEM(states.ptr(), k - 2);
+  given[n] = step.ptr();
+
+  const auto add = [&](std::size_t index, PyObject* const* operands, PyObject* number) {
+    items_.push_back({index, 0, nullptr, {}, 2, false, false, nullptr, {}});
+    Item& item = items_.back();
+    std::copy_n(operands, n, item.operands);
+    try {
+      item.step = step_argument(number);
+    } catch (Problem& problem) {
+      refuse(item, kMaxOperands, problem);
+    }
+    item.first = rule.has_first && item.step == 1;
+  };
+
+  labels_.face = is_array(params.ptr()) ? Face::kArray : Face::kArrays;
+  if (labels_.face == Face::kArray) {
+    add(0, given, given[n]);
+    return run();
+  }
+
+  // Sequences: all of one length; a single step number serves all.
+  PyObject* lists[kMaxOperands + 1] = {};
+  const bool one_step = step.is_none() || (PyIndex_Check(step.ptr()) && !PySequence_Check(step.ptr()));
+  const Item names{0, 0, nullptr, {}, 2, false, false, nullptr, {}};
+  for (int k = 0; k < (one_step ? n : n + 1); ++k) {
+    const int operand = k == n ? kMaxOperands : k;
+    const auto name = [&] {
+      const std::string text = label(names, operand);
+      return labels_.function + ": " + text.substr(0, text.find('['));
+    };
+    const bool sequence = !is_array(given[k]) && PySequence_Check(given[k]) && !PyUnicode_Check(given[k]);
+    lists[k] = sequence ? PySequence_Fast(given[k], "must be a sequence") : nullptr;
+    if (!lists[k]) {
+      PyErr_Clear();
+      raise(PyExc_TypeError, name() + " must be " + (k == 0 ? "an array or a sequence of arrays" : "a sequence, as params is") +
+                                 ", got " + Py_TYPE(given[k])->tp_name);
+    }
+    holds_.take(lists[k]);
+    if (PySequence_Fast_GET_SIZE(lists[k]) != PySequence_Fast_GET_SIZE(lists[0])) {
+      raise(PyExc_ValueError, name() + " has " + std::to_string(PySequence_Fast_GET_SIZE(lists[k])) + (k == n ? " numbers" : " arrays") +
+                                  ", params has " + std::to_string(PySequence_Fast_GET_SIZE(lists[0])));
+    }
+  }
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(lists[0]); ++i) {
+    PyObject* operands[kMaxOperands] = {};
+    for (int k = 0; k < n; ++k) operands[k] = PySequence_Fast_GET_ITEM(lists[k], i);
+    add(static_cast<std::size_t>(i), operands, one_step ? step.ptr() : PySequence_Fast_GET_ITEM(lists[n], i));
+  }
+  run();
+}
+
+// ---- check, run, commit ---------------------------------------------------------------------------------------------------
+
+void Plan::check() {
+  bool outputs_changed = !std::exchange(checked_, false) || items_.size() != active_.size();
+  std::vector<std::size_t> moved_gradients;
+  while (!items_.empty() && entries_.size() <= items_.back().index) entries_.emplace_back();
+
+  thread_local View views[kMaxOperands];
+  holds_.reserve(items_.size() * (kMaxOperands + 3));
+  for (std::size_t i = 0; i < items_.size(); ++i) {
+    const Item& item = items_[i];
+    const int n = 2 + static_cast<int>(groups_[static_cast<std::size_t>(item.group)].rule->states.size());
+    for (int k = 0; k < n; ++k) {
+      try {
+        read(item.operands[k], views[k], holds_);
+      } catch (Problem& problem) {
+        refuse(item, k, problem);
+      }
+    }
+    try {
+      const Entry::Change change = entries_[item.index].update(views, n, item.operands);
+      outputs_changed = outputs_changed || change == Entry::Change::kAll || active_[i] != item.index;
+      if (change != Entry::Change::kNone) moved_gradients.push_back(i);
+    } catch (OperandProblem& problem) {
+      refuse(item, problem.operand, problem.problem);
+    }
+  }
+  const auto refuse_clash = [&](const Outputs::Clash& clash) {
+    if (!clash.found) return;
+    const Item &first = items_[static_cast<std::size_t>(clash.first.entry)], &second = items_[static_cast<std::size_t>(clash.second.entry)];
+    const bool twice = clash.first.operand == 0 && clash.second.operand == 0 && first.operands[0] == second.operands[0];
+    refuse(second, clash.second.operand,
+           {PyExc_ValueError, twice ? "is " + label(first, 0) + " again: a parameter may be given once"
+                                    : "shares memory with " + label(first, clash.first.operand)});
+  };
+
+  if (outputs_changed || !moved_gradients.empty()) {
+    std::vector<const Entry*> entries;
+    for (const Item& item : items_) entries.push_back(&entries_[item.index]);
+    if (outputs_changed) {
+      refuse_clash(outputs_.assign(entries));
+      active_.clear();
+      moved_gradients.clear();
+      for (std::size_t i = 0; i < items_.size(); ++i) {
+        active_.push_back(items_[i].index);
+        moved_gradients.push_back(i);
+      }
+    }
+    for (const std::size_t i : moved_gradients) refuse_clash(outputs_.clash_with_gradient(static_cast<int>(i), entries));
+  }
+  checked_ = true;
+}
+
+void Plan::make_pipelines() {
+  struct Last {
+    const Item* item = nullptr;
+    const Pipeline* pipeline = nullptr;
+  };
+  std::vector<Last> last(groups_.size() * 2);  // by group and compute type: most tensors share the step of the one before
+  for (const Item& item : items_) {
+    Sweep sweep = entries_[item.index].sweep();
+    Last& at = last[static_cast<std::size_t>(item.group) * 2 + (sweep.compute == Format::kFloat64)];
+    if (!at.item || at.item->step != item.step || at.item->first != item.first) {
+      cpu::make_pipeline(groups_[static_cast<std::size_t>(item.group)].settings, item.step, item.first, sweep.compute, pipelines_.emplace_back());
+      at = {&item, &pipelines_.back()};
+    }
+    sweep.pipeline = at.pipeline;
+    sweeps_.push_back(sweep);
+  }
+}
+
+void Plan::run() {
+  check();
+  make_pipelines();
+  std::int64_t total = 0;
+  for (const Sweep& sweep : sweeps_) total += sweep.size;
+  if (total >= kReleaseGil) {
+    const py::gil_scoped_release release;
+    cpu::run(sweeps_);
+  } else {
+    cpu::run(sweeps_);
+  }
+  bump_versions();
+}
+
+void Plan::commit(PyObject* state, const std::vector<std::pair<PyObject*, PyObject*>>& created) {
+  for (const Item& item : items_) {
+    if (item.counts) write_count(item);
+  }
+  for (const auto& [key, fresh] : created) {
+    PyObject* dict = PyDict_GetItemWithError(state, key);
+    const int failed = dict && PyDict_Check(dict) ? PyDict_Update(dict, fresh) : PyDict_SetItem(state, key, fresh);
+    if (failed != 0) throw py::error_already_set();
+  }
+}
+
+// Tells torch what was changed in place, so that autograd refuses to use saved values that are gone.
+void Plan::bump_versions() const {
+  PyObject* tensors = nullptr;
+  for (const Item& item : items_) {
+    const int n = 2 + static_cast<int>(groups_[static_cast<std::size_t>(item.group)].rule->states.size());
+    for (int k = 0; k < n; ++k) {
+      if (k == 1 || !is_tensor(item.operands[k])) continue;
+      if (!tensors) tensors = PyList_New(0);
+      PyList_Append(tensors, item.operands[k]);
+    }
+  }
+  if (!tensors) return;
+  const auto list = py::reinterpret_steal<py::list>(tensors);
+  static const py::handle increment = py::object(py::module_::import("torch.autograd.graph").attr("increment_version")).release();
+  try {
+    increment(list);
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_TypeError) && !error.matches(PyExc_AttributeError)) throw;
+    for (const py::handle tensor : list) increment(tensor);  // torch before 2.6 takes one tensor at a time
+  }
+}
+
+}  // namespace gradstep::python

@@ -1,0 +1,90 @@
+// A plan: the step of one list of parameters, from Python objects to a sweep.
+//
+//   read every operand -> check what changed -> pipelines -> run (GIL released) -> step counts, new states, version counters
+//
+// Everything that can be refused is refused before the run; the run can't fail.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <atomic>
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "../core/sweep.h"
+#include "entry.h"
+#include "labels.h"
+#include "overlap.h"
+
+namespace gradstep::python {
+
+class Plan {
+ public:
+  // `counts_steps`: whether a parameter's states have a "step".
+  Plan(std::string function, Face face, bool counts_steps) : labels_{std::move(function), face}, counts_steps_(counts_steps) {}
+
+  // Steps the optimizer's parameters. `grads` is a list, or None: then each parameter's `.grad`. A None among the gradients leaves
+  // that parameter, its states and its count alone. `state` maps the keys (one a parameter) to dicts of states; where states are
+  // missing, `make_state(index, names)` returns a dict of them, which enters `state` only if the step is carried out. `groups` is a
+  // list of (number of parameters, kernel), in the order of the parameters.
+  void step(const pybind11::list& params, const pybind11::object& grads, const pybind11::list& keys, const pybind11::dict& state,
+            const pybind11::list& groups, const pybind11::object& make_state);
+
+  // One step of one array, or of sequences of arrays, with the states given in the order of the rule's.
+  void step_arrays(const pybind11::handle& kernel, const pybind11::object& params, const pybind11::object& grads,
+                   const pybind11::tuple& states, const pybind11::object& step);
+
+ private:
+  struct Group {
+    cpu::Settings settings;
+    const RuleInfo* rule = nullptr;
+  };
+
+  // A parameter that takes part in this step. Objects are held by `holds_`.
+  struct Item {
+    std::size_t index;  // in the lists; of its entry
+    int group;
+    PyObject* key;
+    PyObject* operands[kMaxOperands];
+    double step;  // the number of this step, from 1
+    bool first;   // its states hold nothing yet
+    bool counts;  // `dict` has a "step"
+    PyObject* dict;
+    struct {
+      char kind;
+      int bits;
+      std::byte* data;  // null: a Python number
+    } counter;
+  };
+
+  // Empties what belongs to one call, when it ends.
+  struct Scope;
+
+  void run();
+  void check();
+  void make_pipelines();
+  void read_count(Item& item, PyObject* counter);
+  static void write_count(const Item& item);
+  void commit(PyObject* state, const std::vector<std::pair<PyObject*, PyObject*>>& created);
+  void bump_versions() const;
+  Group parse_group(pybind11::handle kernel) const;
+  [[noreturn]] void refuse(const Item& item, int operand, const Problem& problem) const;
+  std::string label(const Item& item, int operand) const;
+
+  Labels labels_;
+  bool counts_steps_;
+  std::atomic<bool> busy_{false};
+  std::deque<Entry> entries_;
+  std::vector<std::size_t> active_;  // the entries that took part in the last step
+  Outputs outputs_;                  // of those
+  bool checked_ = false;             // the last step's check was passed
+
+  std::vector<Group> groups_;
+  std::vector<Item> items_;
+  std::deque<Pipeline> pipelines_;
+  std::vector<Sweep> sweeps_;
+  Holds holds_;
+};
+
+}  // namespace gradstep::python

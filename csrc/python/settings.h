@@ -1,0 +1,36 @@
+// Settings as Python gives them: which rule, with which numbers, behind which stages. All checked here.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <string>
+#include <vector>
+
+#include "../core/rule.h"
+#include "../cpu/pipeline.h"
+
+namespace gradstep::python {
+
+// A rule of the registry, as Python sees it.
+struct RuleInfo {
+  int index;
+  std::string name;
+  std::vector<Field> fields;
+  std::vector<PyObject*> states;  // interned names
+  bool has_first;
+
+  std::vector<std::string> field_names() const;
+  std::vector<std::string> state_names() const;
+};
+
+// In the order of the registry.
+const std::vector<RuleInfo>& rules();
+
+// The stages that `parse` knows, each with the names of its values.
+std::vector<std::pair<std::string, std::vector<std::string>>> stage_names();
+
+// Fills `settings` from a tuple (rule, values, stages): `values` are the rule's in the order of its fields, `stages` is a tuple of
+// tuples (name, value, ...) in the order in which the gradient passes them. Throws Problem.
+const RuleInfo& parse(pybind11::handle kernel, cpu::Settings& settings);
+
+}  // namespace gradstep::python

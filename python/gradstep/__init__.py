@@ -1,0 +1,33 @@
+"""gradstep: optimizer steps in one sweep over memory.
+
+Three faces, one engine: functions that update arrays in place (`adamw_`, ...), optimizers for NumPy loops (`AdamW`, ...), and in
+`gradstep.torch` drop-in replacements of the classes of `torch.optim`.
+
+>>> import gradstep, numpy as np
+>>> w = np.ones(3, np.float32)
+>>> opt = gradstep.AdamW(w, lr=0.1)
+>>> opt.step(np.array([1, 0, -1], np.float32))
+>>> w.round(3)
+array([0.899, 0.999, 1.099], dtype=float32)
+"""
+
+from gradstep import config
+from gradstep._core import __version__
+from gradstep.rules import SGD, Adagrad, Adam, AdamW, Lion, RMSprop, adagrad_, adam_, adamw_, lion_, rmsprop_, sgd_
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Lion",
+    "RMSprop",
+    "__version__",
+    "adagrad_",
+    "adam_",
+    "adamw_",
+    "config",
+    "lion_",
+    "rmsprop_",
+    "sgd_",
+]

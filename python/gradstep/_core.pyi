@@ -1,0 +1,49 @@
+from collections.abc import Callable
+from typing import Any
+
+__version__: str
+build: dict[str, str]
+rules: dict[str, Rule]
+stages: list[tuple[str, list[str]]]
+
+class Rule:
+    @property
+    def name(self) -> str: ...
+    @property
+    def fields(self) -> list[str]: ...
+    @property
+    def states(self) -> list[str]: ...
+
+class Face:
+    numpy: Face
+    torch: Face
+
+class Plan:
+    def __init__(self, function: str, face: Face, counts_steps: bool = True) -> None: ...
+    def step(
+        self,
+        params: list[Any],
+        grads: list[Any] | None,
+        keys: list[Any],
+        state: dict[Any, Any],
+        groups: list[tuple[int, tuple[Rule, tuple[float, ...], tuple[tuple[Any, ...], ...]]]],
+        make_state: Callable[[int, list[str]], dict[str, Any]],
+    ) -> None: ...
+
+def update(
+    function: str,
+    kernel: tuple[Rule, tuple[float, ...], tuple[tuple[Any, ...], ...]],
+    params: Any,
+    grads: Any,
+    states: tuple[Any, ...],
+    step: Any,
+) -> None: ...
+def isas() -> list[str]: ...
+def isa() -> str: ...
+def set_isa(name: str) -> bool: ...
+def num_threads() -> int: ...
+def set_num_threads(n: int) -> None: ...
+def set_openmp(parallel: int) -> None: ...
+def flush_denormals() -> bool: ...
+def set_flush_denormals(flush: bool) -> None: ...
+def set_use_exchange_api(use: bool) -> None: ...

@@ -1,0 +1,252 @@
+"""The optimizers' common part for NumPy loops: parameters in groups, their states, one step for all of them."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradstep import _core
+from gradstep.kernel import Kernel
+from gradstep.typing import Params
+
+_ARRAY, _LIST, _DICT = "array", "list", "dict"
+
+
+def _form_of(params: Any, where: str) -> str:
+    if isinstance(params, Mapping):
+        return _DICT
+    if isinstance(params, np.ndarray) or hasattr(params, "__dlpack__"):
+        return _ARRAY
+    if isinstance(params, Iterable) and not isinstance(params, (str, bytes, bytearray, memoryview)):
+        return _LIST
+    if hasattr(params, "__array_interface__") or isinstance(params, (bytearray, memoryview)):
+        return _ARRAY
+    raise TypeError(f"{where} must be an array, a sequence of arrays or a dict of arrays, got {type(params).__name__}")
+
+
+class Optimizer(ABC):
+    """Base of the NumPy optimizers. A subclass names its settings in its constructor and turns them into a kernel.
+
+    Attributes:
+        param_groups: a list of dicts, each with ``params`` (a list of arrays) and the group's settings. Settings may be edited
+            between steps; what they were edited to is checked by the next step, before it writes anything.
+        state: a dict from a parameter's key (its name, or its position among all parameters) to a dict of its states and its
+            ``step``, the number of steps it has taken. Filled by the first step that has a gradient for the parameter.
+        steps: the number of calls of `step` so far. Learning rates that are callables are called with it.
+    """
+
+
+
+
+    def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
+        self.defaults = defaults
+        self.param_groups: list[dict[str, Any]] = []
+        self.state: dict[Any, dict[str, Any]] = {}
+        self.steps = 0
+        self._keys: list[list[Any]] = []  # of each group's parameters
+        self._forms: list[str] = []  # in which each group's parameters were given
+        self._grouped = isinstance(params, Sequence) and len(params) > 0 and isinstance(params[0], Mapping)
+        self._plan = self._new_plan()
+        for group in params if self._grouped else [{"params": params}]:
+            self.add_param_group(group)
+
+    @staticmethod
+    @abstractmethod
+    def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
+        """Return the kernel for the settings of a group; the learning rate in them is a number."""
+
+    @classmethod
+    def initial_state(cls, name: str, settings: Mapping[str, Any]) -> float:
+        """Return the number that every element of state `name` begins with."""
+        return 0.0
+
+    # ---- stepping ---------------------------------------------------------------------------------------------------------
+
+    def step(self, grads: Any, *, grad_scale: float = 1.0) -> None:
+        """Move every parameter that has a gradient, in place, in one sweep over memory.
+
+        Args:
+            grads: gradients in the form in which the parameters were given: an array, a sequence, a dict of the same names, or
+                for groups a list with one such item a group (a flat list of all gradients will do too). None in the place of a
+                gradient leaves that parameter, its states and its step count as they are.
+            grad_scale: number that the gradients are multiplied by on their way into the update: the inverse of a loss scale.
+
+        Raises:
+            TypeError: for gradients of another dtype than their parameter's.
+            ValueError: for gradients missing or left over, of the wrong shape, or sharing memory with what the step writes; for
+                settings out of range. Nothing has been written then, and no state or step count has changed.
+        """
+        groups = []
+        for group, keys in zip(self.param_groups, self._keys, strict=True):
+            rate = group["lr"]
+            settings = {**group, "lr": rate(self.steps)} if callable(rate) else group
+            groups.append((len(keys), self.kernel(settings, grad_scale)))
+        params = [param for group in self.param_groups for param in group["params"]]
+        keys = [key for keys in self._keys for key in keys]
+        self._plan.step(params, self._flatten(grads), keys, self.state, groups, self._make_state)
+        self.steps += 1
+
+    def _flatten(self, grads: Any) -> list[Any]:
+        where = f"{type(self).__name__}.step: grads"
+        if not self._grouped:
+            return self._flatten_group(grads, 0, where)
+        if not isinstance(grads, Sequence):
+            raise TypeError(f"{where} must be a sequence with an item for each group, got {type(grads).__name__}")
+        total = sum(len(keys) for keys in self._keys)
+        if len(grads) == total and all(form != _ARRAY for form in self._forms) and not any(
+            isinstance(grad, (list, tuple, Mapping)) for grad in grads
+        ):
+            return list(grads)
+        if len(grads) != len(self._keys):
+            raise ValueError(f"{where} has {len(grads)} items, there are {len(self._keys)} groups of {total} parameters")
+        return [grad for i, part in enumerate(grads) for grad in self._flatten_group(part, i, f"{where}[{i}]")]
+
+    def _flatten_group(self, grads: Any, index: int, where: str) -> list[Any]:
+        form, keys = self._forms[index], self._keys[index]
+        if self._grouped and isinstance(grads, Mapping) and "params" in grads and "params" not in keys:
+            grads = grads["params"]
+        if form == _ARRAY:
+            return [grads]
+        if form == _DICT:
+            if not isinstance(grads, Mapping):
+                raise TypeError(f"{where} must be a dict of the parameters' names, got {type(grads).__name__}")
+            if grads.keys() != set(keys):
+                missing = ", ".join(repr(key) for key in keys if key not in grads) or "none"
+                unknown = ", ".join(repr(key) for key in grads if key not in keys) or "none"
+                raise ValueError(f"{where} must have the parameters' names: missing {missing}, unknown {unknown}")
+            return [grads[key] for key in keys]
+        if isinstance(grads, (np.ndarray, Mapping)) or not isinstance(grads, Iterable):
+            raise TypeError(f"{where} must be a sequence of arrays, as params is, got {type(grads).__name__}")
+        grads = list(grads)
+        if len(grads) != len(keys):
+            raise ValueError(f"{where} has {len(grads)} arrays, params has {len(keys)}")
+        return grads
+
+    def _make_state(self, index: int, names: list[str]) -> dict[str, Any]:
+        for group, keys in zip(self.param_groups, self._keys, strict=True):
+            if index < len(keys):
+                break
+            index -= len(keys)
+        param = np.asarray(group["params"][index])
+        return {
+            name: 0 if name == "step" else np.full_like(param, self.initial_state(name, group), subok=False) for name in names
+        }
+
+    # ---- groups -----------------------------------------------------------------------------------------------------------
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Add parameters, with settings of their own; those that `group` does not name are the optimizer's defaults.
+
+        Args:
+            group: a dict with ``params`` (an array, a sequence or a dict of arrays) and settings.
+
+        Raises:
+            TypeError: if `group` has no ``params``, or a setting that the optimizer does not have.
+            ValueError: for settings out of range, or a name that is taken.
+        """
+        where = f"{type(self).__name__}: param_groups[{len(self.param_groups)}]"
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise TypeError(f"{where} must be a dict with params, got {group!r}")
+        unknown = group.keys() - self.defaults.keys() - {"params"}
+        if unknown:
+            raise TypeError(f"{where} has no setting {', '.join(sorted(map(repr, unknown)))}")
+        params = group["params"]
+        form = _form_of(params, f"{type(self).__name__}: params")
+        arrays = [params] if form == _ARRAY else list(params.values()) if form == _DICT else list(params)
+        first = sum(len(keys) for keys in self._keys)
+        keys = list(params) if form == _DICT else list(range(first, first + len(arrays)))
+        taken = [key for key in keys if any(key in others for others in self._keys)]
+        if taken:
+            raise ValueError(f"{where} has the name {taken[0]!r}, which another group has")
+        for key, array in zip(keys, arrays, strict=True):
+            if not hasattr(array, "__array_interface__") and not hasattr(array, "__dlpack__"):
+                raise TypeError(f"{type(self).__name__}: params[{key!r}] must be an array, got {type(array).__name__}")
+        settings = {**self.defaults, **group, "params": arrays}
+        self._check(settings)
+        self.param_groups.append(settings)
+        self._keys.append(keys)
+        self._forms.append(form)
+        self._grouped = self._grouped or len(self._keys) > 1
+
+    def _check(self, settings: Mapping[str, Any]) -> None:
+        """Refuse settings out of range, by a step of no parameters."""
+        if callable(settings["lr"]):
+            settings = {**settings, "lr": settings["lr"](self.steps)}
+        plan = _core.Plan(type(self).__name__, _core.Face.numpy)
+        plan.step([], [], [], {}, [(0, self.kernel(settings))], self._make_state)
+
+    # ---- saving -----------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a later run needs to go on: states by key, groups with keys in the place of arrays, the step count.
+
+        The states are the arrays themselves, which later steps change: copy what you keep in memory.
+        """
+        groups = [{**group, "params": list(keys)} for group, keys in zip(self.param_groups, self._keys, strict=True)]
+        return {"state": {key: dict(state) for key, state in self.state.items()}, "param_groups": groups, "steps": self.steps}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over states, settings and step count. Everything is checked before anything changes; arrays are copied.
+
+        Args:
+            state_dict: what `state_dict` of an optimizer of the same kind returned, for parameters of the same keys and shapes.
+
+        Raises:
+            ValueError: if something does not fit, named in the message.
+        """
+        where = f"{type(self).__name__}.load_state_dict"
+        groups, states = list(state_dict["param_groups"]), state_dict["state"]
+        if len(groups) != len(self.param_groups):
+            raise ValueError(f"{where}: state_dict has {len(groups)} groups, the optimizer has {len(self.param_groups)}")
+        fresh_groups, fresh_state = [], {}
+        for i, (theirs, ours, keys) in enumerate(zip(groups, self.param_groups, self._keys, strict=True)):
+            if list(theirs["params"]) != keys:
+                raise ValueError(f"{where}: param_groups[{i}] has parameters {list(theirs['params'])!r}, the optimizer has {keys!r}")
+            settings = {**ours, **copy.deepcopy({k: v for k, v in theirs.items() if k != "params"})}
+            if settings.keys() != ours.keys():
+                raise ValueError(f"{where}: param_groups[{i}] has no setting {', '.join(map(repr, settings.keys() - ours.keys()))}")
+            self._check(settings)
+            fresh_groups.append(settings)
+            for key, param in zip(keys, ours["params"], strict=True):
+                if key in states:
+                    fresh_state[key] = self._load_state(f"{where}: state[{key!r}]", states[key], np.asarray(param))
+        unknown = [key for key in states if key not in fresh_state]
+        if unknown:
+            raise ValueError(f"{where}: state has {unknown[0]!r}, the optimizer has no such parameter")
+        self.param_groups, self.state, self.steps = fresh_groups, fresh_state, int(state_dict["steps"])
+
+    @staticmethod
+    def _load_state(where: str, state: Mapping[str, Any], param: np.ndarray[Any, Any]) -> dict[str, Any]:
+        fresh: dict[str, Any] = {}
+        for name, value in state.items():
+            if name == "step":
+                fresh[name] = int(value)
+                continue
+            if value.shape != param.shape:
+                raise ValueError(f"{where}[{name!r}] has shape {value.shape}, its parameter has {param.shape}")
+            if value.dtype != param.dtype:
+                raise ValueError(f"{where}[{name!r}] has dtype {value.dtype}, its parameter has {param.dtype}")
+            fresh[name] = np.empty_like(param, subok=False)
+            fresh[name][...] = value
+        return fresh
+
+    def _new_plan(self) -> _core.Plan:
+        return _core.Plan(f"{type(self).__name__}.step", _core.Face.numpy)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_plan"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._plan = self._new_plan()
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} ("]
+        for i, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {i}")
+            lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
+        return "\n".join([*lines, ")"])

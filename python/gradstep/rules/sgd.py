@@ -1,0 +1,141 @@
+"""Stochastic gradient descent, with and without momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gradstep import _core
+from gradstep.kernel import Kernel, Stages, make_stages
+from gradstep.numpy import Optimizer
+from gradstep.typing import Arrays, LearningRate, Params, Steps
+
+_PLAIN = _core.rules["sgd"]
+_MOMENTUM = _core.rules["sgd_momentum"]
+_NESTEROV = _core.rules["sgd_nesterov"]
+
+
+def _kernel(lr: float, momentum: float, dampening: float, nesterov: bool, stages: Stages) -> Kernel:
+    if nesterov and (momentum <= 0 or dampening != 0):
+        raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+    if momentum == 0:
+        return Kernel(_PLAIN, (lr,), stages)
+    return Kernel(_NESTEROV if nesterov else _MOMENTUM, (lr, momentum, dampening), stages)
+
+
+def sgd_(
+    param: Arrays,
+    grad: Arrays,
+    *,
+    momentum_buffer: Arrays | None = None,
+    step: Steps | None = None,
+    lr: float = 1e-3,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+) -> None:
+    r"""Update parameters in place by one step of stochastic gradient descent.
+
+    .. code-block:: text
+
+        g <- g + weight_decay p                          (-g first, if maximize)
+        b <- g                                           at step 1
+        b <- momentum b + (1 - dampening) g              later
+        p <- p - lr g                                    without momentum
+        p <- p - lr b                                    with momentum
+        p <- p - lr (g + momentum b)                     with Nesterov momentum
+
+    Args:
+        param: array of any shape, or a sequence of arrays; float32 or float64. Updated in place.
+        grad: like `param`, of the same shape and dtype. Never written.
+        momentum_buffer: b, like `param`; needed with momentum. What it holds before step 1 does not matter. Updated in place.
+        step: the number of this step, from 1; an int, or one for each array. At step 1 the buffer becomes the gradient, not
+            dampened, as in torch. None stands for any later step: with a buffer of zeros, that is how Keras and optax begin.
+        lr: learning rate; as in torch it stands outside the buffer (in Keras inside: there a change acts with a delay).
+        momentum: share of the buffer that is kept a step.
+        dampening: share of the gradient that is kept out of the buffer.
+        weight_decay: factor of an L2 penalty.
+        nesterov: look ahead by one step of the buffer.
+        maximize: follow the gradient instead of descending along it.
+
+    Raises:
+        TypeError: for dtypes other than float32 and float64, or different ones within a parameter; for momentum without a buffer.
+        ValueError: for settings out of range, different shapes or lengths, read-only, misaligned or overlapping memory. Nothing
+            has been written then.
+
+    Example:
+        >>> import gradstep, numpy as np
+        >>> p, b = np.array([1.0, 2.0]), np.empty(2)
+        >>> gradstep.sgd_(p, np.array([0.5, -0.5]), momentum_buffer=b, step=1, lr=0.1, momentum=0.9)
+        >>> gradstep.sgd_(p, np.array([0.5, -0.5]), momentum_buffer=b, step=2, lr=0.1, momentum=0.9)
+        >>> p.round(6)
+        array([0.855, 2.145])
+
+    References:
+        Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013; `torch.optim.SGD`.
+    """
+    if momentum != 0 and momentum_buffer is None:
+        raise TypeError("sgd_: momentum needs a momentum_buffer")
+    _core.update(
+        "sgd_",
+        _kernel(lr, momentum, dampening, nesterov, make_stages(maximize, coupled_decay=weight_decay)),
+        param,
+        grad,
+        () if momentum == 0 else (momentum_buffer,),
+        step,
+    )
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent for NumPy loops. Formula and settings: see `sgd_`.
+
+    Args:
+        params: an array, a sequence of arrays, a dict of names to arrays, or a list of groups: dicts with `params` in any of
+            these forms and settings of their own.
+        lr: learning rate: a number, or a callable that takes the number of steps done and returns one.
+        momentum, dampening, weight_decay, nesterov, maximize: see `sgd_`.
+
+    Raises:
+        TypeError: for parameters that are no arrays, unknown settings, settings of the wrong type.
+        ValueError: for settings out of range; for Nesterov momentum without momentum, or with dampening.
+
+    Example:
+        >>> import gradstep, numpy as np
+        >>> w = np.array([3.0, -2.0])
+        >>> opt = gradstep.SGD(w, lr=0.1, momentum=0.9, nesterov=True)
+        >>> for _ in range(200):
+        ...     opt.step(2 * w)  # the gradient of sum(w^2)
+        >>> bool(np.abs(w).max() < 1e-3)
+        True
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "dampening": dampening,
+                "weight_decay": weight_decay,
+                "nesterov": nesterov,
+                "maximize": maximize,
+            },
+        )
+
+    @staticmethod
+    def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
+        """Return the kernel for the settings of a group."""
+        stages = make_stages(settings["maximize"], coupled_decay=settings["weight_decay"], grad_scale=grad_scale)
+        return _kernel(settings["lr"], settings["momentum"], settings["dampening"], settings["nesterov"], stages)

@@ -1,0 +1,17 @@
+"""Drop-in replacements of the classes of `torch.optim`: same names, arguments, states and errors; one sweep over memory a step.
+
+>>> import torch, gradstep.torch
+>>> w = torch.nn.Parameter(torch.ones(3))
+>>> opt = gradstep.torch.AdamW([w], lr=0.1)
+>>> w.sum().backward()
+>>> opt.step()
+>>> w.data
+tensor([0.8990, 0.8990, 0.8990])
+"""
+
+from gradstep.torch.optimizers import SGD, Adagrad, Adam, AdamW, Lion, RMSprop
+from gradstep.torch.threads import share_torch_threads
+
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "RMSprop"]
+
+share_torch_threads()
