@@ -39,6 +39,7 @@ void register_plan(py::module_& m) {
          const py::object& step) { Plan(function, Face::kArray, false).step_arrays(kernel, params, grads, states, step); },
       py::arg("function"), py::arg("kernel"), py::arg("params"), py::arg("grads"), py::arg("states"), py::arg("step"),
       "One step of one array, or of sequences of arrays, in place.");
+  m.def("touch", &touch, py::arg("outputs"), py::arg("inputs"), "A rule's access to memory without its math. For benchmarks.");
 }
 
 void register_config(py::module_& m) {

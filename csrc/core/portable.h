@@ -39,6 +39,18 @@
 
 namespace gradstep {
 
+// Asks for the cache lines of `bytes` bytes from `at` on. A hint: any address will do.
+template <int bytes>
+GRADSTEP_HD void prefetch(const void* at) {
+#if defined(__GNUC__)
+  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(at) + i);
+#elif GRADSTEP_X86
+  for (int i = 0; i < bytes; i += 64) _mm_prefetch(static_cast<const char*>(at) + i, _MM_HINT_T0);
+#else
+  (void)at;
+#endif
+}
+
 // The floating-point environment of a sweep: round to nearest, no traps, denormals flushed or kept. What the caller had is
 // restored when the object goes out of scope.
 class FloatEnvironment {

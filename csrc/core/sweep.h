@@ -1,4 +1,4 @@
-// A sweep: one tensor, its gradient and its states, and the pipeline that carries them through in one pass over memory.
+// A sweep: one tensor, its gradient and its states, carried through a pipeline in one pass over memory.
 //
 //   load (decode) -> gradient stages -> rule -> parameter -> store (encode)
 //
@@ -29,6 +29,7 @@ struct Tile {
   T* scratch;
   T* states[kMaxStates];
   std::int64_t size;
+  bool prefetch;  // the operands come from memory, not from a cache
 };
 
 // One loop over a tile (a `Tile<T>` of the operation's own compute type) with its constants.
@@ -52,13 +53,18 @@ struct Operand {
 };
 
 struct Sweep {
-  const Pipeline* pipeline;
   Operand operands[kMaxOperands];  // parameter, gradient, states
   int n_operands;
   int ndim;  // of the dimensions that strided operands share
   const std::int64_t* shape;
   std::int64_t size;  // elements
   Format compute;     // the type that rule and stages work in
+};
+
+// What an engine is given to run.
+struct Work {
+  const Sweep* sweep;
+  const Pipeline* pipeline;
 };
 
 }  // namespace gradstep

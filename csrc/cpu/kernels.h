@@ -11,8 +11,9 @@ namespace gradstep::cpu {
 struct TypedKernels {
   Operation update[Rules::size][2 /* decoupled decay */][2 /* first step */];
   Operation stages[GradientStages::size];
-  // Carries elements [begin, end) of the sweep through its pipeline.
-  void (*sweep)(const Sweep& sweep, std::int64_t begin, std::int64_t end);
+  Operation touch[kMaxStates + 1];  // by the number of states
+  // Carries elements [begin, end) of a sweep through a pipeline. `prefetch`: the operands are too large for the caches.
+  void (*sweep)(const Sweep& sweep, const Pipeline& pipeline, std::int64_t begin, std::int64_t end, bool prefetch);
 };
 
 struct Kernels {

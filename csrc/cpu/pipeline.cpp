@@ -55,4 +55,11 @@ void make_pipeline(const Settings& settings, double step, bool first, Format com
   else fill<double>(typed, settings, step, first, pipeline);
 }
 
+void make_touch_pipeline(int states, Format compute, Pipeline& pipeline) {
+  pipeline.size = 1;
+  pipeline.needs_scratch = false;
+  pipeline.operations[0] = kernels().of(compute).touch[states];
+  construct<double>(pipeline.constants[0], 0.0);
+}
+
 }  // namespace gradstep::cpu

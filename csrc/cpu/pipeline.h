@@ -23,4 +23,7 @@ struct Settings {
 // use. `first`: the states hold nothing yet.
 void make_pipeline(const Settings& settings, double step, bool first, Format compute, Pipeline& pipeline);
 
+// Fills the pipeline that touches a parameter, its gradient and `states` states without any math.
+void make_touch_pipeline(int states, Format compute, Pipeline& pipeline);
+
 }  // namespace gradstep::cpu

@@ -17,40 +17,43 @@ constexpr std::int64_t kChunk = 16 * kTile;
 // Under this many elements the work stays on the caller's thread: waking another costs more than it saves.
 constexpr std::int64_t kAlone = 2 * kChunk;
 
+// Bytes from which on the operands of a step no longer fit the caches of one core.
+constexpr std::int64_t kLarge = std::int64_t{8} << 20;
+
 // Elements [begin, end) of one sweep.
 struct Piece {
-  const Sweep* sweep;
+  const Work* work;
   std::int64_t begin, end;
 };
 
 // A chunk is a run of pieces: part of a large sweep, or several small ones.
 struct Chunks {
   const Kernels& kernels;
-  bool flush_denormals;
+  bool flush_denormals, prefetch;
   std::vector<Piece> pieces;
   std::vector<std::size_t> starts;  // of each chunk in `pieces`, and one past the last
 
   void run(std::size_t chunk) const {
     const FloatEnvironment environment(flush_denormals);
     for (std::size_t i = starts[chunk]; i < starts[chunk + 1]; ++i) {
-      const Piece& piece = pieces[i];
-      kernels.of(piece.sweep->compute).sweep(*piece.sweep, piece.begin, piece.end);
+      const auto& [work, begin, end] = pieces[i];
+      kernels.of(work->sweep->compute).sweep(*work->sweep, *work->pipeline, begin, end, prefetch);
     }
   }
 };
 
-void cut(const std::vector<Sweep>& sweeps, Chunks& chunks) {
-  chunks.pieces.reserve(sweeps.size());
+void cut(const std::vector<Work>& works, Chunks& chunks) {
+  chunks.pieces.reserve(works.size());
   std::int64_t filled = kChunk;
-  for (const Sweep& sweep : sweeps) {
-    for (std::int64_t begin = 0; begin < sweep.size; begin += kChunk) {
-      const std::int64_t end = std::min(begin + kChunk, sweep.size);
+  for (const Work& work : works) {
+    for (std::int64_t begin = 0; begin < work.sweep->size; begin += kChunk) {
+      const std::int64_t end = std::min(begin + kChunk, work.sweep->size);
       if (filled + (end - begin) > kChunk) {
         chunks.starts.push_back(chunks.pieces.size());
         filled = 0;
       }
       filled += end - begin;
-      chunks.pieces.push_back({&sweep, begin, end});
+      chunks.pieces.push_back({&work, begin, end});
     }
   }
   chunks.starts.push_back(chunks.pieces.size());
@@ -62,17 +65,21 @@ bool flush_denormals() { return flush.load(std::memory_order_relaxed); }
 
 void set_flush_denormals(bool on) { flush.store(on, std::memory_order_relaxed); }
 
-void run(const std::vector<Sweep>& sweeps) {
-  std::int64_t total = 0;
-  for (const Sweep& sweep : sweeps) total += sweep.size;
+void run(const std::vector<Work>& works) {
+  std::int64_t total = 0, bytes = 0;
+  for (const auto& [sweep, pipeline] : works) {
+    total += sweep->size;
+    bytes += sweep->size * sweep->n_operands * static_cast<std::int64_t>(item_size(sweep->compute));
+  }
+  const bool prefetch = bytes > kLarge;
 
   if (total <= kAlone || num_threads() == 1) {
     const FloatEnvironment environment(flush_denormals());
-    for (const Sweep& sweep : sweeps) kernels().of(sweep.compute).sweep(sweep, 0, sweep.size);
+    for (const auto& [sweep, pipeline] : works) kernels().of(sweep->compute).sweep(*sweep, *pipeline, 0, sweep->size, prefetch);
     return;
   }
-  Chunks chunks{kernels(), flush_denormals(), {}, {}};
-  cut(sweeps, chunks);
+  Chunks chunks{kernels(), flush_denormals(), prefetch, {}, {}};
+  cut(works, chunks);
   parallel_for(
       static_cast<std::int64_t>(chunks.starts.size()) - 1,
       [](void* context, std::int64_t i) { static_cast<const Chunks*>(context)->run(static_cast<std::size_t>(i)); }, &chunks);

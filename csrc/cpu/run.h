@@ -13,6 +13,6 @@ bool flush_denormals();
 void set_flush_denormals(bool flush);
 
 // Runs every sweep to its end.
-void run(const std::vector<Sweep>& sweeps);
+void run(const std::vector<Work>& works);
 
 }  // namespace gradstep::cpu

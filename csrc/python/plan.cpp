@@ -107,7 +107,7 @@ struct Plan::Scope {
     plan.items_.clear();
     plan.groups_.clear();
     plan.pipelines_.clear();
-    plan.sweeps_.clear();
+    plan.works_.clear();
     plan.holds_.clear();
     plan.busy_.store(false);
   }
@@ -351,14 +351,13 @@ void Plan::make_pipelines() {
   };
   std::vector<Last> last(groups_.size() * 2);  // by group and compute type: most tensors share the step of the one before
   for (const Item& item : items_) {
-    Sweep sweep = entries_[item.index].sweep();
+    const Sweep& sweep = entries_[item.index].sweep();
     Last& at = last[static_cast<std::size_t>(item.group) * 2 + (sweep.compute == Format::kFloat64)];
     if (!at.item || at.item->step != item.step || at.item->first != item.first) {
       cpu::make_pipeline(groups_[static_cast<std::size_t>(item.group)].settings, item.step, item.first, sweep.compute, pipelines_.emplace_back());
       at = {&item, &pipelines_.back()};
     }
-    sweep.pipeline = at.pipeline;
-    sweeps_.push_back(sweep);
+    works_.push_back({&sweep, at.pipeline});
   }
 }
 
@@ -366,12 +365,12 @@ void Plan::run() {
   check();
   make_pipelines();
   std::int64_t total = 0;
-  for (const Sweep& sweep : sweeps_) total += sweep.size;
+  for (const Work& work : works_) total += work.sweep->size;
   if (total >= kReleaseGil) {
     const py::gil_scoped_release release;
-    cpu::run(sweeps_);
+    cpu::run(works_);
   } else {
-    cpu::run(sweeps_);
+    cpu::run(works_);
   }
   bump_versions();
 }
@@ -407,6 +406,29 @@ void Plan::bump_versions() const {
     if (!error.matches(PyExc_TypeError) && !error.matches(PyExc_AttributeError)) throw;
     for (const py::handle tensor : list) increment(tensor);  // torch before 2.6 takes one tensor at a time
   }
+}
+
+void touch(const py::list& outputs, const py::list& inputs) {
+  const auto n = static_cast<int>(outputs.size()) + 1;
+  if (outputs.empty() || n > kMaxOperands || inputs.size() != 1) raise(PyExc_ValueError, "touch: takes up to 5 outputs and 1 input");
+  PyObject* objects[kMaxOperands] = {outputs[0].ptr(), inputs[0].ptr()};
+  for (int k = 2; k < n; ++k) objects[k] = outputs[static_cast<std::size_t>(k - 1)].ptr();
+  Holds holds;
+  Entry entry;
+  try {
+    std::vector<View> views(static_cast<std::size_t>(n));
+    for (int k = 0; k < n; ++k) read(objects[k], views[static_cast<std::size_t>(k)], holds);
+    entry.update(views.data(), n, objects);
+  } catch (Problem& problem) {
+    raise(problem.type, "touch: an operand " + problem.text);
+  } catch (OperandProblem& problem) {
+    raise(problem.problem.type, "touch: operand " + std::to_string(problem.operand) + " " + problem.problem.text);
+  }
+  Pipeline pipeline;
+  cpu::make_touch_pipeline(n - 2, entry.sweep().compute, pipeline);
+  const std::vector<Work> works{{&entry.sweep(), &pipeline}};
+  const py::gil_scoped_release release;
+  cpu::run(works);
 }
 
 }  // namespace gradstep::python

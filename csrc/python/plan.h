@@ -83,8 +83,11 @@ class Plan {
   std::vector<Group> groups_;
   std::vector<Item> items_;
   std::deque<Pipeline> pipelines_;
-  std::vector<Sweep> sweeps_;
+  std::vector<Work> works_;
   Holds holds_;
 };
+
+// Reads and writes the arrays as a rule would (`outputs` the parameter and its states, `inputs` its gradient), without any math.
+void touch(const pybind11::list& outputs, const pybind11::list& inputs);
 
 }  // namespace gradstep::python
