@@ -1,0 +1,253 @@
+"""The machine code: every loop of every instruction set is packed, nothing leaks between the objects, nothing fuses or needs AVX early.
+
+The objects are compiled here, by the commands that CMake gives for the project: the module that is installed is stripped of the
+names of its loops.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gradstep import _core
+
+ROOT = Path(__file__).parents[1]
+
+# The registers that hold a whole vector of each instruction set.
+VECTOR = {"baseline": "%xmm", "v3": "%ymm", "v4": "%zmm"}
+
+PACKED = re.compile(r"v?(add|sub|mul|div|sqrt)p[sd]$")
+SCALAR = re.compile(r"v?(add|sub|mul|div|sqrt)s[sd]$")
+BITWISE = re.compile(r"v?p?xor(ps|pd|d|q)?$")
+
+x86_64 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86-64 assembly")
+
+
+@dataclass
+class Instruction:
+    address: int
+    name: str
+    operands: str
+
+
+@dataclass
+class Object:
+    """The kernels, compiled for one instruction set."""
+
+    path: Path
+    command: list[str]
+    log: str
+
+    def functions(self) -> dict[str, list[Instruction]]:
+        """The code of each function, by its signature."""
+        found: dict[str, list[Instruction]] = {}
+        for line in run(tool("objdump"), "-d", "-C", "--no-show-raw-insn", self.path).splitlines():
+            if head := re.match(r"[0-9a-f]+ <(.*)>:$", line):
+                code = found[head[1]] = []
+            elif parts := re.match(r"\s*([0-9a-f]+):\t(\S+)\s*(.*)", line):
+                code.append(Instruction(int(parts[1], 16), parts[2], parts[3]))
+        return found
+
+    def instructions(self) -> Iterator[Instruction]:
+        for code in self.functions().values():
+            yield from code
+
+
+def tool(name: str) -> str:
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = shutil.which(name, path=places)
+    if found is None:
+        pytest.skip(f"needs {name}")
+    return found
+
+
+def run(*command: object, cwd: Path | None = None) -> str:
+    # Whatever flags the environment adds to every build are none of the project's.
+    environment = {name: value for name, value in os.environ.items() if name not in ("CXXFLAGS", "CPPFLAGS", "LD_PRELOAD")}
+    process = subprocess.run([str(part) for part in command], cwd=cwd, env=environment, text=True, capture_output=True)
+    assert process.returncode == 0, f"{shlex.join(process.args)}\n{process.stdout}{process.stderr}"
+    return process.stdout + process.stderr
+
+
+# Stands in for pybind11, whose headers no kernel includes.
+PYBIND11 = "function(pybind11_add_module name)\n  add_library(${name} MODULE ${ARGN})\nendfunction()\n"
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """How CMake compiles each source of the project."""
+    if not (ROOT / "CMakeLists.txt").exists():
+        pytest.skip("needs the sources of the project")
+    folder = tmp_path_factory.mktemp("build")
+    (folder / "pybind11Config.cmake").write_text(PYBIND11)
+    (folder / "pybind11ConfigVersion.cmake").write_text("set(PACKAGE_VERSION_COMPATIBLE TRUE)\n")
+    generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if (ninja := shutil.which("ninja")) else []
+    version = [f"-DSKBUILD_PROJECT_VERSION{suffix}={_core.__version__}" for suffix in ("", "_FULL")]
+    options = ["-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", "-DCMAKE_BUILD_TYPE=Release", f"-Dpybind11_DIR={folder}", *version]
+    run(tool("cmake"), "-S", ROOT, "-B", folder, *generator, *options)
+    return json.loads((folder / "compile_commands.json").read_text())
+
+
+def compile_kernels(entry: dict[str, str], folder: Path, *more: str) -> tuple[str, Object]:
+    command = shlex.split(entry["command"])
+    isa = next(part.removeprefix("-DGRADSTEP_ISA=") for part in command if part.startswith("-DGRADSTEP_ISA="))
+    path = folder / f"{isa}.o"
+    command[command.index("-o") + 1] = str(path)
+    if "Free Software Foundation" in run(command[0], "--version"):
+        command += ["-fopt-info-vec-optimized"]
+    return isa, Object(path, command, run(*command, *more, cwd=Path(entry["directory"])))
+
+
+def kernel_commands(commands: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [entry for entry in commands if "-DGRADSTEP_ISA=" in entry["command"]]
+
+
+@pytest.fixture(scope="module")
+def objects(commands: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Object]:
+    folder = tmp_path_factory.mktemp("objects")
+    with ThreadPoolExecutor(2) as pool:
+        return dict(pool.map(lambda entry: compile_kernels(entry, folder), kernel_commands(commands)))
+
+
+@pytest.fixture(scope="module")
+def unoptimized(commands: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Object:
+    """The baseline as the checks have to refuse it: its loops scalar, its inline functions left to the linker."""
+    entry = next(entry for entry in kernel_commands(commands) if "-DGRADSTEP_ISA=baseline" in entry["command"])
+    return compile_kernels(entry, tmp_path_factory.mktemp("unoptimized"), "-fno-tree-vectorize", "-fno-inline")[1]
+
+
+# ---- packed code ------------------------------------------------------------------------------------------------------------
+
+
+def first_loop(code: list[Instruction], work: re.Pattern[str]) -> list[Instruction]:
+    """The first loop that does any `work`, which is the one over the blocks of a tile; a remainder comes after it."""
+    addresses = {instruction.address for instruction in code}
+    loops = []
+    for instruction in code:
+        target = re.match(r"([0-9a-f]+)\b", instruction.operands) if instruction.name.startswith("j") else None
+        if target and instruction.name != "jmp" and int(target[1], 16) <= instruction.address and int(target[1], 16) in addresses:
+            loops.append((int(target[1], 16), instruction.address))
+    for begin, end in sorted(loops):
+        body = [instruction for instruction in code if begin <= instruction.address <= end]
+        if any(work.match(instruction.name) for instruction in body):
+            return body
+    return []
+
+
+def kernels(functions: dict[str, list[Instruction]]) -> dict[str, list[Instruction]]:
+    """The loops over elements: those of rules, stages, and of the access pattern that benchmarks compare with."""
+    return {name: code for name, code in functions.items() if re.search(r"::(update|gradient_stage|touch)<", name)}
+
+
+def not_packed(functions: dict[str, list[Instruction]], vector: str) -> list[str]:
+    wrong = []
+    for name, code in kernels(functions).items():
+        packed, scalar = (BITWISE, re.compile(r"xor[lq]$")) if "::touch<" in name else (PACKED, SCALAR)
+        body = first_loop(code, re.compile(f"{packed.pattern}|{scalar.pattern}"))
+        whole = [one for one in body if packed.match(one.name) and vector in one.operands]
+        if not whole or any(scalar.match(one.name) for one in body):
+            wrong.append(name)
+    return wrong
+
+
+@x86_64
+def test_every_rule_and_stage_is_there(objects: dict[str, Object]) -> None:
+    for isa, built in objects.items():
+        names = list(kernels(built.functions()))
+        for dtype in ("float", "double"):
+            for decay in ("true", "false"):
+                found = {m[1] for name in names if (m := re.search(rf"::update<(.*), {dtype}, {decay}, (?:true|false)>", name))}
+                assert len(found) == len(_core.rules), f"{isa}, {dtype}, decay {decay}: {sorted(found)}"
+            stages = [name for name in names if re.search(rf"::gradient_stage<.*, {dtype}>", name)]
+            assert len(stages) == len(_core.stages) - 1, f"{isa}, {dtype}: {stages}"  # decoupled decay is part of the rules
+
+
+@x86_64
+def test_every_loop_is_packed(objects: dict[str, Object]) -> None:
+    assert objects.keys() == VECTOR.keys()
+    for isa, built in objects.items():
+        assert not_packed(built.functions(), VECTOR[isa]) == [], isa
+
+
+@x86_64
+def test_no_loop_falls_back_where_it_suspects_overlap(objects: dict[str, Object]) -> None:
+    """Operands never overlap. A loop that was not told so comes twice, packed and scalar, behind a test of the addresses."""
+    for isa, built in objects.items():
+        if "-fopt-info-vec-optimized" not in built.command:
+            pytest.skip("reads the report of GCC's vectorizer")
+        assert "loop vectorized" in built.log, isa
+        assert [line for line in built.log.splitlines() if "versioned" in line and "kernels.cpp" in line] == [], isa
+
+
+@x86_64
+def test_a_scalar_loop_would_be_noticed(unoptimized: Object) -> None:
+    functions = unoptimized.functions()
+    assert sorted(not_packed(functions, "%xmm")) == sorted(kernels(functions))
+
+
+# ---- symbols ----------------------------------------------------------------------------------------------------------------
+
+
+def external(built: Object) -> list[tuple[str, str]]:
+    """(kind, name) of the symbols that an object defines and a linker may see."""
+    symbols = [line.split() for line in run(tool("nm"), "--defined-only", built.path).splitlines()]
+    return [(kind, name) for *_, kind, name in symbols if kind.isupper() or kind in "uvw"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads ELF symbols")
+def test_only_the_accessor_can_be_linked_to(objects: dict[str, Object], unoptimized: Object) -> None:
+    """A weak symbol in two objects becomes one in the module: the linker takes the AVX-512 copy for all (numpy #25274)."""
+    for isa, built in objects.items():
+        name = f"kernels_{isa}"
+        assert external(built) == [("T", f"_ZN8gradstep3cpu{len(name)}{name}Ev")]
+    assert any(kind in "WVu" for kind, _ in external(unoptimized))
+
+
+# ---- instructions -----------------------------------------------------------------------------------------------------------
+
+
+def needs_avx(one: Instruction) -> bool:
+    return one.name.startswith("v") or re.search(r"%[yz]mm|%k[0-7]\b", one.operands) is not None
+
+
+@x86_64
+def test_the_baseline_needs_no_avx(objects: dict[str, Object]) -> None:
+    assert [one for one in objects["baseline"].instructions() if needs_avx(one)] == []
+    assert any(needs_avx(one) for one in objects["v3"].instructions())
+
+
+@x86_64
+def test_nothing_is_fused(objects: dict[str, Object]) -> None:
+    """A fused multiply-add rounds once where NumPy rounds twice."""
+    for isa, built in objects.items():
+        assert [one for one in built.instructions() if re.match(r"vfn?m(add|sub)", one.name)] == [], isa
+
+
+def test_no_other_source_is_compiled_for_a_wider_processor(commands: list[dict[str, str]]) -> None:
+    """All but the kernels runs on any processor, also while the module is loaded."""
+    others = [entry for entry in commands if entry not in kernel_commands(commands)]
+    assert len(others) > 5
+    for entry in others:
+        flags = [part for part in shlex.split(entry["command"]) if re.match(r"-m(?!pic$)|/arch:", part)]
+        assert flags == [], entry["file"]
+
+
+def test_no_flag_depends_on_the_machine_that_builds(commands: list[dict[str, str]]) -> None:
+    native = re.compile(r"-m(arch|tune|cpu)=native|-xHost|/favor:|-ffast-math|-Ofast")
+    for entry in commands:
+        assert not native.search(entry["command"]), entry["command"]
+        assert "-ffp-contract=off" in entry["command"] or "/fp:precise" in entry["command"], entry["command"]
+    for name in ("CMakeLists.txt", "CMakePresets.json", "pyproject.toml"):
+        assert not native.search((ROOT / name).read_text()), name
