@@ -1,0 +1,29 @@
+"""Microbenchmarks: ``python -m gradstep bench``.
+
+What is compared is one optimizer step: gradients in, parameters and states updated. How it is measured, so that a comparison is
+fair to everyone:
+
+* **One memory.** All contenders of a case work on the same arrays (NumPy arrays and torch tensors that share memory, aligned to
+  64 bytes as torch allocates them), so that alignment and page placement favour nobody. Only optax, whose arrays can't be
+  written, and the states of the NumPy expression, which makes new ones each step, have memory of their own.
+* **In turns.** A measurement is a block of calls that lasts at least two milliseconds. Blocks alternate, A B C A B C, so that a
+  slower or faster minute of the machine meets everyone. Reported are the median over the blocks of the time a call, and the
+  quartiles.
+* **In quiet.** OpenMP threads, torch's and numba's, go on spinning for milliseconds after their work, XLA's for a little. Before
+  each block we wait until no other thread of the process runs, so that nobody's threads compete with the next contender's. Then
+  come untimed calls, which wake the contender's own threads and fill the caches (none for calls over 50 ms, which find the
+  caches empty anyway): each runs in its own best state, as in a training loop. The garbage collector is off.
+* **On equal threads.** ``--threads`` sets gradstep's, torch's (DeepSpeed uses the same) and numba's. NumPy's expression has one
+  thread always, and optax as many as XLA takes when it starts: both are marked. The faces for NumPy run on gradstep's own
+  threads, the torch classes on torch's, as they do for their users.
+* **Right before fast.** Each contender first makes some steps on a small problem, with settings far from the defaults and new
+  gradients each step, and must agree with the formula in float64. One that does not is reported and not timed.
+* **What the machine can do** is measured in the same turns, on the same memory: a loop over the same streams with the same
+  threads and no math (for many tensors: as if they were one).
+
+The settings are torch's defaults, with a little weight decay for every rule. They and the gradients, which stay the same during
+a measurement, are such that no state decays into denormals, which would slow down every contender but gradstep.
+
+Bytes a step are those that the rule has to move: parameter and states read and written, gradient read. For AdamW in float32 that
+is 28 bytes a parameter.
+"""

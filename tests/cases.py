@@ -46,7 +46,14 @@ AMSGRAD = (*MOMENTS, "max_exp_avg_sq")
 
 
 def _case(name: str, rule: str, function: Any, settings: dict[str, Any], states: tuple[str, ...] = (), **more: Any) -> Case:
-    optimizer = {"sgd_": "SGD", "adam_": "Adam", "adamw_": "AdamW", "lion_": "Lion", "adagrad_": "Adagrad", "rmsprop_": "RMSprop"}
+    optimizer = {
+        "sgd_": "SGD",
+        "adam_": "Adam",
+        "adamw_": "AdamW",
+        "lion_": "Lion",
+        "adagrad_": "Adagrad",
+        "rmsprop_": "RMSprop",
+    }
     reference = getattr(references, function.__name__.rstrip("_"))
     return Case(name, rule, function, reference, optimizer[function.__name__], settings, states, **more)
 
@@ -74,7 +81,9 @@ CASES = [
     _case("adamw_maximize", "adam", gradstep.adamw_, {**ADAM, "maximize": True}, MOMENTS),
     _case("adamw_amsgrad", "adam_amsgrad", gradstep.adamw_, ADAM, AMSGRAD, class_settings={"amsgrad": True}),
     _case("lion", "lion", gradstep.lion_, LION, ("exp_avg",), takes_step=False),
-    _case("lion_maximize", "lion", gradstep.lion_, {**LION, "weight_decay": 0.0, "maximize": True}, ("exp_avg",), takes_step=False),
+    _case(
+        "lion_maximize", "lion", gradstep.lion_, {**LION, "weight_decay": 0.0, "maximize": True}, ("exp_avg",), takes_step=False
+    ),
     _case(
         "adagrad",
         "adagrad",

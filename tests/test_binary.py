@@ -30,7 +30,7 @@ VECTOR = {"baseline": "%xmm", "v3": "%ymm", "v4": "%zmm"}
 
 PACKED = re.compile(r"v?(add|sub|mul|div|sqrt)p[sd]$")
 SCALAR = re.compile(r"v?(add|sub|mul|div|sqrt)s[sd]$")
-BITWISE = re.compile(r"v?p?xor(ps|pd|d|q)?$")
+BITWISE = re.compile(r"v?p?xor(ps|pd|d|q)?$|vpternlog[dq]$")
 
 x86_64 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86-64 assembly")
 

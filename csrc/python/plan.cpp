@@ -88,11 +88,15 @@ double read_number(PyObject* counter, View& view, Holds& holds) {
 // The number of a step as a function's argument: at least 1. None is "not the first".
 double step_argument(PyObject* step) {
   if (step == Py_None) return 2;
-  const double count = PyIndex_Check(step) ? PyLong_AsDouble(py::reinterpret_steal<py::object>(PyNumber_Index(step)).ptr()) : NAN;
-  PyErr_Clear();
-  if (std::isnan(count)) type_problem("must be an int, got " + py::repr(step).cast<std::string>());
-  if (!(count >= 1 && count <= kMaxStep)) value_problem("must be from 1 to 2^53, got " + py::repr(step).cast<std::string>());
-  return count;
+  if (!PyIndex_Check(step) || PyBool_Check(step)) type_problem("must be an int, got " + py::repr(step).cast<std::string>());
+  const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(step));
+  int overflow = 0;
+  const long long count = number ? PyLong_AsLongLongAndOverflow(number.ptr(), &overflow) : 0;
+  if (PyErr_Occurred()) throw py::error_already_set();
+  if (overflow != 0 || count < 1 || count > static_cast<long long>(kMaxStep)) {
+    value_problem("must be from 1 to 2^53, got " + py::repr(step).cast<std::string>());
+  }
+  return static_cast<double>(count);
 }
 
 }  // namespace
@@ -102,17 +106,23 @@ double step_argument(PyObject* step) {
 struct Plan::Scope {
   explicit Scope(Plan& plan) : plan(plan) {
     if (plan.busy_.exchange(true)) raise(PyExc_RuntimeError, plan.labels_.function + ": is already running in another thread");
+    plan.outputs_changed_ = !std::exchange(plan.checked_, false);
   }
   ~Scope() {
     plan.items_.clear();
     plan.groups_.clear();
     plan.pipelines_.clear();
     plan.works_.clear();
+    plan.moved_gradients_.clear();
     plan.holds_.clear();
     plan.busy_.store(false);
   }
   Plan& plan;
 };
+
+int Plan::n_operands(const Item& item) const {
+  return 2 + static_cast<int>(groups_[static_cast<std::size_t>(item.group)].rule->states.size());
+}
 
 std::string Plan::label(const Item& item, int operand) const {
   return labels_.operand(operand, *groups_[static_cast<std::size_t>(item.group)].rule, item.index, item.key);
@@ -172,6 +182,7 @@ void Plan::step(const py::list& params, const py::object& grads, const py::list&
                                 std::to_string(params.size()) + " parameters");
   }
   StateWalk walk(state.ptr(), holds_);
+  items_.reserve(params.size());
   std::vector<std::pair<PyObject*, PyObject*>> created;  // key, dict of new states
 
   std::size_t index = 0;
@@ -210,7 +221,7 @@ void Plan::step(const py::list& params, const py::object& grads, const py::list&
       PyObject* counter = counts_steps_ ? find(step_name()) : nullptr;
       if (counts_steps_ && !counter) miss(step_name());
       if (missing) {
-        const py::dict fresh = make_state(index, missing);
+        const py::dict fresh = make_state(groups_.size() - 1, py::handle(param), missing);
         holds_.object(fresh.ptr());
         for (std::size_t k = 0; k < rule.states.size(); ++k) {
           if (!item.operands[2 + k]) item.operands[2 + k] = fresh[py::handle(rule.states[k])].ptr();
@@ -222,6 +233,7 @@ void Plan::step(const py::list& params, const py::object& grads, const py::list&
       }
       if (counter) read_count(item, counter);
       if (rule.has_first && counter && item.step == 1) item.first = true;
+      take(item);
     }
   }
   run();
@@ -252,6 +264,7 @@ void Plan::step_arrays(const py::handle& kernel, const py::object& params, const
       refuse(item, kMaxOperands, problem);
     }
     item.first = rule.has_first && item.step == 1;
+    take(item);
   };
 
   labels_.face = is_array(params.ptr()) ? Face::kArray : Face::kArrays;
@@ -293,31 +306,29 @@ void Plan::step_arrays(const py::handle& kernel, const py::object& params, const
 
 // ---- check, run, commit ---------------------------------------------------------------------------------------------------
 
-void Plan::check() {
-  bool outputs_changed = !std::exchange(checked_, false) || items_.size() != active_.size();
-  std::vector<std::size_t> moved_gradients;
-  while (!items_.empty() && entries_.size() <= items_.back().index) entries_.emplace_back();
-
-  thread_local View views[kMaxOperands];
-  holds_.reserve(items_.size() * (kMaxOperands + 3));
-  for (std::size_t i = 0; i < items_.size(); ++i) {
-    const Item& item = items_[i];
-    const int n = 2 + static_cast<int>(groups_[static_cast<std::size_t>(item.group)].rule->states.size());
-    for (int k = 0; k < n; ++k) {
-      try {
-        read(item.operands[k], views[k], holds_);
-      } catch (Problem& problem) {
-        refuse(item, k, problem);
-      }
-    }
+// Reads the item's operands and checks them, as far as they changed.
+void Plan::take(const Item& item) {
+  const int n = n_operands(item);
+  for (int k = 0; k < n; ++k) {
     try {
-      const Entry::Change change = entries_[item.index].update(views, n, item.operands);
-      outputs_changed = outputs_changed || change == Entry::Change::kAll || active_[i] != item.index;
-      if (change != Entry::Change::kNone) moved_gradients.push_back(i);
-    } catch (OperandProblem& problem) {
-      refuse(item, problem.operand, problem.problem);
+      read(item.operands[k], views_[k], holds_);
+    } catch (Problem& problem) {
+      refuse(item, k, problem);
     }
   }
+  while (entries_.size() <= item.index) entries_.emplace_back();
+  try {
+    const Entry::Change change = entries_[item.index].update(views_, n, item.operands);
+    const std::size_t at = static_cast<std::size_t>(&item - items_.data());
+    if (change == Entry::Change::kAll || at >= active_.size() || active_[at] != item.index) outputs_changed_ = true;
+    if (change != Entry::Change::kNone) moved_gradients_.push_back(at);
+  } catch (OperandProblem& problem) {
+    refuse(item, problem.operand, problem.problem);
+  }
+}
+
+// Refuses operands that share memory, as far as anything moved.
+void Plan::check_overlap() {
   const auto refuse_clash = [&](const Outputs::Clash& clash) {
     if (!clash.found) return;
     const Item &first = items_[static_cast<std::size_t>(clash.first.entry)], &second = items_[static_cast<std::size_t>(clash.second.entry)];
@@ -327,19 +338,20 @@ void Plan::check() {
                                     : "shares memory with " + label(first, clash.first.operand)});
   };
 
-  if (outputs_changed || !moved_gradients.empty()) {
+  const bool outputs_changed = outputs_changed_ || items_.size() != active_.size();
+  if (outputs_changed || !moved_gradients_.empty()) {
     std::vector<const Entry*> entries;
     for (const Item& item : items_) entries.push_back(&entries_[item.index]);
     if (outputs_changed) {
       refuse_clash(outputs_.assign(entries));
       active_.clear();
-      moved_gradients.clear();
+      moved_gradients_.clear();
       for (std::size_t i = 0; i < items_.size(); ++i) {
         active_.push_back(items_[i].index);
-        moved_gradients.push_back(i);
+        moved_gradients_.push_back(i);
       }
     }
-    for (const std::size_t i : moved_gradients) refuse_clash(outputs_.clash_with_gradient(static_cast<int>(i), entries));
+    for (const std::size_t i : moved_gradients_) refuse_clash(outputs_.clash_with_gradient(static_cast<int>(i), entries));
   }
   checked_ = true;
 }
@@ -362,7 +374,7 @@ void Plan::make_pipelines() {
 }
 
 void Plan::run() {
-  check();
+  check_overlap();
   make_pipelines();
   std::int64_t total = 0;
   for (const Work& work : works_) total += work.sweep->size;
@@ -390,8 +402,7 @@ void Plan::commit(PyObject* state, const std::vector<std::pair<PyObject*, PyObje
 void Plan::bump_versions() const {
   PyObject* tensors = nullptr;
   for (const Item& item : items_) {
-    const int n = 2 + static_cast<int>(groups_[static_cast<std::size_t>(item.group)].rule->states.size());
-    for (int k = 0; k < n; ++k) {
+    for (int k = 0; k < n_operands(item); ++k) {
       if (k == 1 || !is_tensor(item.operands[k])) continue;
       if (!tensors) tensors = PyList_New(0);
       PyList_Append(tensors, item.operands[k]);

@@ -26,7 +26,7 @@ class Plan {
 
   // Steps the optimizer's parameters. `grads` is a list, or None: then each parameter's `.grad`. A None among the gradients leaves
   // that parameter, its states and its count alone. `state` maps the keys (one a parameter) to dicts of states; where states are
-  // missing, `make_state(index, names)` returns a dict of them, which enters `state` only if the step is carried out. `groups` is a
+  // missing, `make_state(group, param, names)` returns a dict of them, which enters `state` only if the step is carried out. `groups` is a
   // list of (number of parameters, kernel), in the order of the parameters.
   void step(const pybind11::list& params, const pybind11::object& grads, const pybind11::list& keys, const pybind11::dict& state,
             const pybind11::list& groups, const pybind11::object& make_state);
@@ -62,7 +62,9 @@ class Plan {
   struct Scope;
 
   void run();
-  void check();
+  void take(const Item& item);
+  void check_overlap();
+  int n_operands(const Item& item) const;
   void make_pipelines();
   void read_count(Item& item, PyObject* counter);
   static void write_count(const Item& item);
@@ -78,10 +80,14 @@ class Plan {
   std::deque<Entry> entries_;
   std::vector<std::size_t> active_;  // the entries that took part in the last step
   Outputs outputs_;                  // of those
-  bool checked_ = false;             // the last step's check was passed
+  bool checked_ = false;             // the last step's operands were all found to be apart
 
+  // Of one call.
   std::vector<Group> groups_;
   std::vector<Item> items_;
+  std::vector<std::size_t> moved_gradients_;  // of items
+  bool outputs_changed_ = false;              // since the last check
+  View views_[kMaxOperands];
   std::deque<Pipeline> pipelines_;
   std::vector<Work> works_;
   Holds holds_;

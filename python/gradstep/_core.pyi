@@ -1,6 +1,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from gradstep.kernel import Kernel
+
 __version__: str
 build: dict[str, str]
 rules: dict[str, Rule]
@@ -26,13 +28,13 @@ class Plan:
         grads: list[Any] | None,
         keys: list[Any],
         state: dict[Any, Any],
-        groups: list[tuple[int, tuple[Rule, tuple[float, ...], tuple[tuple[Any, ...], ...]]]],
-        make_state: Callable[[int, list[str]], dict[str, Any]],
+        groups: list[tuple[int, Kernel]],
+        make_state: Callable[[int, Any, list[str]], dict[str, Any]],
     ) -> None: ...
 
 def update(
     function: str,
-    kernel: tuple[Rule, tuple[float, ...], tuple[tuple[Any, ...], ...]],
+    kernel: Kernel,
     params: Any,
     grads: Any,
     states: tuple[Any, ...],

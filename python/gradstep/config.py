@@ -66,7 +66,7 @@ def set_num_threads(n: int) -> None:
         TypeError: if `n` is not an integer.
         ValueError: if `n` is not from 1 to 4096.
     """
-    if not isinstance(n, int) or isinstance(n, bool):
+    if type(n) is not int:
         raise TypeError(f"set_num_threads: n must be an int, got {n!r}")
     if not 1 <= n <= 4096:
         raise ValueError(f"set_num_threads: n must be from 1 to 4096, got {n}")
@@ -123,8 +123,8 @@ def _cgroup_cpus(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/
 
 
 def _default_threads() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    processors = len(affinity(0)) if affinity else os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    processors = len(affinity(0)) if affinity else (os.cpu_count() or 1)
     return max(1, math.ceil(min(processors, _cgroup_cpus())))
 
 
@@ -142,7 +142,7 @@ def _read_environment() -> None:
 
 
 class _Config(ModuleType):
-    """This module, with an attribute that the engine holds."""
+    """The type of this module: `denormals` is an attribute that the engine holds."""
 
     @property
     def denormals(self) -> str:

@@ -39,9 +39,6 @@ class Optimizer(ABC):
         steps: the number of calls of `step` so far. Learning rates that are callables are called with it.
     """
 
-
-
-
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
@@ -51,7 +48,8 @@ class Optimizer(ABC):
         self._forms: list[str] = []  # in which each group's parameters were given
         self._grouped = isinstance(params, Sequence) and len(params) > 0 and isinstance(params[0], Mapping)
         self._plan = self._new_plan()
-        for group in params if self._grouped else [{"params": params}]:
+        groups: Any = params if self._grouped else [{"params": params}]
+        for group in groups:
             self.add_param_group(group)
 
     @staticmethod
@@ -60,7 +58,7 @@ class Optimizer(ABC):
         """Return the kernel for the settings of a group; the learning rate in them is a number."""
 
     @classmethod
-    def initial_state(cls, name: str, settings: Mapping[str, Any]) -> float:
+    def initial_state(cls, name: str, settings: Mapping[str, Any]) -> float:  # noqa: ARG003
         """Return the number that every element of state `name` begins with."""
         return 0.0
 
@@ -97,8 +95,10 @@ class Optimizer(ABC):
         if not isinstance(grads, Sequence):
             raise TypeError(f"{where} must be a sequence with an item for each group, got {type(grads).__name__}")
         total = sum(len(keys) for keys in self._keys)
-        if len(grads) == total and all(form != _ARRAY for form in self._forms) and not any(
-            isinstance(grad, (list, tuple, Mapping)) for grad in grads
+        if (
+            len(grads) == total
+            and all(form != _ARRAY for form in self._forms)
+            and not any(isinstance(grad, (list, tuple, Mapping)) for grad in grads)
         ):
             return list(grads)
         if len(grads) != len(self._keys):
@@ -121,24 +121,20 @@ class Optimizer(ABC):
             return [grads[key] for key in keys]
         if isinstance(grads, (np.ndarray, Mapping)) or not isinstance(grads, Iterable):
             raise TypeError(f"{where} must be a sequence of arrays, as params is, got {type(grads).__name__}")
-        grads = list(grads)
-        if len(grads) != len(keys):
-            raise ValueError(f"{where} has {len(grads)} arrays, params has {len(keys)}")
-        return grads
+        flat = list(grads)
+        if len(flat) != len(keys):
+            raise ValueError(f"{where} has {len(flat)} arrays, params has {len(keys)}")
+        return flat
 
-    def _make_state(self, index: int, names: list[str]) -> dict[str, Any]:
-        for group, keys in zip(self.param_groups, self._keys, strict=True):
-            if index < len(keys):
-                break
-            index -= len(keys)
-        param = np.asarray(group["params"][index])
+    def _make_state(self, group: int, param: Any, names: list[str]) -> dict[str, Any]:
+        like, settings = np.asarray(param), self.param_groups[group]
         return {
-            name: 0 if name == "step" else np.full_like(param, self.initial_state(name, group), subok=False) for name in names
+            name: 0 if name == "step" else np.full_like(like, self.initial_state(name, settings), subok=False) for name in names
         }
 
     # ---- groups -----------------------------------------------------------------------------------------------------------
 
-    def add_param_group(self, group: Mapping[str, Any]) -> None:
+    def add_param_group(self, group: dict[str, Any]) -> None:
         """Add parameters, with settings of their own; those that `group` does not name are the optimizer's defaults.
 
         Args:
@@ -149,7 +145,7 @@ class Optimizer(ABC):
             ValueError: for settings out of range, or a name that is taken.
         """
         where = f"{type(self).__name__}: param_groups[{len(self.param_groups)}]"
-        if not isinstance(group, Mapping) or "params" not in group:
+        if "params" not in group:
             raise TypeError(f"{where} must be a dict with params, got {group!r}")
         unknown = group.keys() - self.defaults.keys() - {"params"}
         if unknown:
@@ -205,10 +201,14 @@ class Optimizer(ABC):
         fresh_groups, fresh_state = [], {}
         for i, (theirs, ours, keys) in enumerate(zip(groups, self.param_groups, self._keys, strict=True)):
             if list(theirs["params"]) != keys:
-                raise ValueError(f"{where}: param_groups[{i}] has parameters {list(theirs['params'])!r}, the optimizer has {keys!r}")
+                raise ValueError(
+                    f"{where}: param_groups[{i}] has parameters {list(theirs['params'])!r}, the optimizer has {keys!r}"
+                )
             settings = {**ours, **copy.deepcopy({k: v for k, v in theirs.items() if k != "params"})}
             if settings.keys() != ours.keys():
-                raise ValueError(f"{where}: param_groups[{i}] has no setting {', '.join(map(repr, settings.keys() - ours.keys()))}")
+                raise ValueError(
+                    f"{where}: param_groups[{i}] has no setting {', '.join(map(repr, settings.keys() - ours.keys()))}"
+                )
             self._check(settings)
             fresh_groups.append(settings)
             for key, param in zip(keys, ours["params"], strict=True):

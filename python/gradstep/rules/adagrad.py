@@ -65,7 +65,9 @@ def adagrad_(
     """
     if lr_decay != 0 and step is None:
         raise TypeError("adagrad_: lr_decay needs step")
-    _core.update("adagrad_", _kernel(lr, lr_decay, eps, make_stages(maximize, coupled_decay=weight_decay)), param, grad, (sum,), step)
+    _core.update(
+        "adagrad_", _kernel(lr, lr_decay, eps, make_stages(maximize, coupled_decay=weight_decay)), param, grad, (sum,), step
+    )
 
 
 class Adagrad(Optimizer):
@@ -124,6 +126,6 @@ class Adagrad(Optimizer):
         return _kernel(settings["lr"], settings["lr_decay"], settings["eps"], stages)
 
     @classmethod
-    def initial_state(cls, name: str, settings: Mapping[str, Any]) -> float:
+    def initial_state(cls, name: str, settings: Mapping[str, Any]) -> float:  # noqa: ARG003
         """Return the number that every element of state `name` begins with."""
         return float(settings["initial_accumulator_value"])

@@ -61,7 +61,9 @@ def lion_(
     References:
         Chen et al., arXiv:2302.06675, Algorithm 2; lucidrains/lion-pytorch; `optax.lion`.
     """
-    _core.update("lion_", _kernel(lr, betas, make_stages(maximize, decoupled_decay=weight_decay)), param, grad, (exp_avg,), None)
+    _core.update(
+        "lion_", _kernel(lr, betas, make_stages(maximize, decoupled_decay=weight_decay)), param, grad, (exp_avg,), None
+    )
 
 
 class Lion(Optimizer):

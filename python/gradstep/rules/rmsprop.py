@@ -144,6 +144,4 @@ class RMSprop(Optimizer):
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
         stages = make_stages(settings["maximize"], coupled_decay=settings["weight_decay"], grad_scale=grad_scale)
-        return _kernel(
-            settings["lr"], settings["alpha"], settings["eps"], settings["momentum"], settings["centered"], stages
-        )
+        return _kernel(settings["lr"], settings["alpha"], settings["eps"], settings["momentum"], settings["centered"], stages)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from gradstep import _core
@@ -40,7 +41,7 @@ class OneSweep(Optimizer):
 
     # torch's constructors set it for `fused=True`, meaning a kernel that unscales gradients for GradScaler. This one does not, so
     # GradScaler has to go on doing it.
-    _step_supports_amp_scaling = property(lambda self: False, lambda self, value: None)
+    _step_supports_amp_scaling = property(lambda self: False, lambda self, value: None)  # noqa: ARG005
 
     def step(self, closure: Closure | None = None) -> Any:
         """Perform one step, as `torch.optim.Optimizer.step` does.
@@ -60,8 +61,10 @@ class OneSweep(Optimizer):
             or self._optimizer_step_post_hooks
             or _global_optimizer_pre_hooks
             or _global_optimizer_post_hooks
-            or torch.autograd._profiler_enabled()
+            or torch._C._autograd._profiler_enabled()
         )
+        if torch.compiler.is_compiling():  # leave it as it is: there is nothing in it for a compiler
+            return _uncompiled_step(self, closure)
         return _hooked_step(self, closure) if hooked else _step(self, closure)
 
     # Keeps torch from wrapping `step` into its hooks and profiler range at all times: that alone costs more than a small step.
@@ -80,16 +83,15 @@ class OneSweep(Optimizer):
         super().__setstate__(state)
         self._plan = None
 
-    def _make_state(self, index: int, names: list[str]) -> dict[str, torch.Tensor]:
-        for group in self.param_groups:
-            if index < len(group["params"]):
-                break
-            index -= len(group["params"])
-        param = group["params"][index]
+    def rule_of(self, group: dict[str, Any]) -> type[Rule]:  # noqa: ARG002
+        """Return the rule that the settings of a group ask for."""
+        return self.rule
+
+    def _make_state(self, group: int, param: torch.Tensor, names: list[str]) -> dict[str, torch.Tensor]:
         fresh = {"step": torch.zeros((), dtype=torch.float64)} if "step" in names else {}
         for name in names:
             if name != "step":
-                value = self.rule.initial_state(name, group)
+                value = self.rule.initial_state(name, self.param_groups[group])
                 fresh[name] = torch.full_like(param, value, requires_grad=False, memory_format=torch.preserve_format)
         return fresh
 
@@ -102,7 +104,7 @@ def _refuse_choices(optimizer: OneSweep, group: dict[str, Any]) -> None:
 
 def _kernel(optimizer: OneSweep, group: dict[str, Any]) -> Kernel:
     _refuse_choices(optimizer, group)
-    return optimizer.rule.kernel(group)
+    return optimizer.rule_of(group).kernel(group)
 
 
 def _new_plan(optimizer: OneSweep) -> _core.Plan:
@@ -134,6 +136,7 @@ def _step(optimizer: OneSweep, closure: Closure | None = None) -> Any:
 
 
 _hooked_step = Optimizer.profile_hook_step(_step)
+_uncompiled_step = _disable_dynamo(_hooked_step)
 
 
 def _torch_step(optimizer: OneSweep) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch.optim.optimizer import ParamsT
 
 from gradstep import rules
+from gradstep.numpy import Optimizer as Rule
 from gradstep.torch.one_sweep import OneSweep
 
 
@@ -22,6 +23,10 @@ class Adam(OneSweep, torch.optim.Adam):
     """`torch.optim.Adam`, in one sweep. Formula: see `gradstep.adam_`; with ``decoupled_weight_decay`` that of `gradstep.adamw_`."""
 
     rule = rules.Adam
+
+    def rule_of(self, group: dict[str, Any]) -> type[Rule]:
+        """Return AdamW's rule for a group with decoupled decay, Adam's otherwise."""
+        return rules.AdamW if group.get("decoupled_weight_decay") else rules.Adam
 
 
 class AdamW(OneSweep, torch.optim.AdamW):
@@ -82,12 +87,12 @@ class Lion(OneSweep):
     ) -> None:
         if isinstance(lr, torch.Tensor) and lr.numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
-        if not 0.0 <= lr:
+        if not lr >= 0.0:
             raise ValueError(f"Invalid learning rate: {lr}")
         for i, beta in enumerate(betas):
             if not 0.0 <= beta < 1.0:
                 raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
-        if not 0.0 <= weight_decay:
+        if not weight_decay >= 0.0:
             raise ValueError(f"Invalid weight_decay value: {weight_decay}")
         defaults: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(params, defaults)

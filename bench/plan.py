@@ -1,0 +1,72 @@
+"""What to measure: which rules, on which cases, with how many threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .cases import CASES, MANY, Case, one
+from .rules import RULES, Rule
+
+DTYPES = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
+
+_QUICK_CASES = [one(1_000), one(100_000), one(1_000_000), *MANY]
+_NORMAL_CASES = [one(1_000), one(10_000), one(100_000), one(1_000_000), one(4_000_000), one(16_000_000), *MANY]
+_FULL_RULE_CASES = [one(1_000), one(100_000), one(1_000_000), one(48_000_000)]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One rule on one case, with each of some numbers of threads in turn."""
+
+    rule: Rule
+    dtype: np.dtype[Any]
+    case: Case
+    threads: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was asked for; None for an axis that was left open."""
+
+    rules: Sequence[Rule] | None = None
+    dtypes: Sequence[np.dtype[Any]] | None = None
+    cases: Sequence[Case] | None = None
+    threads: Sequence[int] | None = None
+    quick: bool = False
+    full: bool = False
+
+
+def doubling(n: int) -> tuple[int, ...]:
+    """Return 1, 2, 4, ... and `n`."""
+    counts = []
+    count = 1
+    while count < n:
+        counts.append(count)
+        count *= 2
+    return (*counts, n)
+
+
+def make_tasks(choice: Choice, available_threads: int) -> list[Task]:
+    """Return the tasks for a choice.
+
+    An axis that was left open takes its usual values (AdamW, float32, sizes up to 16 million and many small tensors, one thread
+    and all), or with `full` all values. Left open altogether, each other rule is added, on one tensor.
+    """
+    threads = tuple(choice.threads or (doubling(available_threads) if choice.full else sorted({1, available_threads})))
+    dtypes = choice.dtypes or (list(DTYPES.values()) if choice.full else [DTYPES["float32"]])
+    cases = choice.cases or (CASES if choice.full else _QUICK_CASES if choice.quick else _NORMAL_CASES)
+    first, *others = RULES.values()
+    if choice.rules:
+        return [Task(rule, dtype, case, threads) for rule in choice.rules for dtype in dtypes for case in cases]
+    tasks = [Task(first, dtype, case, threads) for dtype in dtypes for case in cases]
+    if choice.cases and not choice.full:
+        return tasks
+    if choice.full:
+        rule_cases, rule_threads = choice.cases or _FULL_RULE_CASES, threads
+    else:
+        rule_cases, rule_threads = [one(100_000 if choice.quick else 16_000_000)], threads[-1:]
+    return tasks + [Task(rule, dtype, case, rule_threads) for rule in others for dtype in dtypes for case in rule_cases]

@@ -1,0 +1,92 @@
+"""What is reported of a contender in a case, and how it follows from the times measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .contenders import LIMIT, Contender
+from .measure import Blocks
+from .plan import Task
+from .problem import moved_bytes
+
+
+@dataclass(frozen=True)
+class Record:
+    """One contender in one case. Times are seconds a step."""
+
+    contender: str
+    rule: str
+    dtype: str
+    case: str
+    kind: str
+    tensors: int
+    elements: int
+    threads: int
+    threads_note: str
+    """Why the threads are not those."""
+    blocks: int
+    calls: int
+    """In a block."""
+    median: float
+    quartiles: tuple[float, float]
+    range: tuple[float, float]
+    bytes: int
+    """That the rule has to move in a step."""
+    ns_per_parameter: float
+    gb_per_s: float
+    share_of_limit: float
+    """Of the bandwidth of the loop without math."""
+    peer: str
+    """The face of gradstep that takes the contender's place in a program; empty for those faces and the loop without math."""
+    speed_up: dict[str, float]
+    """How many times faster each face of gradstep is."""
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles, in medians."""
+        return (self.quartiles[1] - self.quartiles[0]) / 2 / self.median
+
+
+def make_records(task: Task, threads: int, measured: Mapping[Contender, Blocks]) -> list[Record]:
+    """Return a record for each contender."""
+    medians = {contender: float(np.median(blocks.seconds)) for contender, blocks in measured.items()}
+    moved = moved_bytes(task.rule, task.case.elements, task.dtype)
+    ours = [contender for contender in measured if contender.face]
+    records = []
+    for contender, blocks in measured.items():
+        lowest, first, median, third, highest = map(float, np.percentile(blocks.seconds, [0, 25, 50, 75, 100]))
+        records.append(
+            Record(
+                contender=contender.name,
+                rule=task.rule.name,
+                dtype=task.dtype.name,
+                case=task.case.name,
+                kind=task.case.kind,
+                tensors=len(task.case.shapes),
+                elements=task.case.elements,
+                threads=threads,
+                threads_note=contender.threads_note(threads),
+                blocks=len(blocks.seconds),
+                calls=blocks.calls,
+                median=median,
+                quartiles=(first, third),
+                range=(lowest, highest),
+                bytes=moved,
+                ns_per_parameter=1e9 * median / task.case.elements,
+                gb_per_s=moved / median / 1e9,
+                share_of_limit=medians[LIMIT] / median,
+                peer=_peer(contender, ours),
+                speed_up={face.name: median / medians[face] for face in ours if face is not contender},
+            )
+        )
+    return records
+
+
+def _peer(contender: Contender, ours: list[Contender]) -> str:
+    if contender.face or contender is LIMIT or not ours:
+        return ""
+    peers = [face.name for face in ours if face.face == contender.peer]  # one for each instruction set, the widest last
+    return (peers or [ours[0].name])[-1]

@@ -1,0 +1,97 @@
+"""What is shown of records: numbers as text, in rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from .contenders import LIMIT
+from .records import Record
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a title. The first column is aligned to the left, the others to the right."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    emphasized: frozenset[int] = field(default_factory=frozenset)
+    """Numbers of the rows that are gradstep's."""
+
+
+def time_text(seconds: float) -> str:
+    """Return `seconds` with three digits and a unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}" if seconds < 1000 * size else f"{seconds / size:.0f} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def _threads_text(n: int) -> str:
+    return f"{n} thread{'s' if n > 1 else ''}"
+
+
+def _ratio_text(ratio: float) -> str:
+    return f"{ratio:.0f}x" if ratio >= 99.5 else f"{ratio:.1f}x" if ratio >= 9.95 else f"{ratio:.2f}x"
+
+
+def _name(record: Record) -> str:
+    return record.contender + "*" * bool(record.threads_note)
+
+
+def case_table(records: Sequence[Record]) -> Table:
+    """Return all figures of one case."""
+    first = records[0]
+    what = first.case if first.kind == "one" else f"{first.case}: {first.tensors:,} tensors, {first.elements:,}"
+    rows = []
+    for record in records:
+        rows.append(
+            (
+                _name(record),
+                time_text(record.median),
+                f"±{100 * record.spread:.0f}%",
+                f"{record.ns_per_parameter:.3g}",
+                f"{record.gb_per_s:.1f}",
+                f"{100 * record.share_of_limit:.0f}%",
+                _ratio_text(record.speed_up[record.peer]) if record.peer else "",
+            )
+        )
+    return Table(
+        f"{first.rule}, {first.dtype}, {what} elements, {_threads_text(first.threads)}",
+        ("", "time a step", "spread", "ns/param", "GB/s", "of limit", "gradstep is faster"),
+        rows,
+        frozenset(i for i, record in enumerate(records) if record.contender.startswith("gradstep")),
+    )
+
+
+def summary_table(records: Iterable[Record]) -> Table:
+    """Return for each case the share of the machine's bandwidth, and the speed-up over each contender."""
+    cases: dict[tuple[str, str, str, int], dict[str, Record]] = {}
+    for record in records:
+        key = (record.rule, record.dtype, record.case, record.threads)
+        cases.setdefault(key, {})[record.contender] = record
+    others = list(dict.fromkeys(record.contender for case in cases.values() for record in case.values() if record.peer))
+    ours = list(
+        dict.fromkeys(
+            record.contender
+            for case in cases.values()
+            for record in case.values()
+            if not record.peer and record.contender != LIMIT.name
+        )
+    )
+    rows = []
+    for (rule, dtype, case, threads), by_name in cases.items():
+        shares = [f"{100 * by_name[name].share_of_limit:.0f}%" if name in by_name else "" for name in ours]
+        ratios = [
+            _ratio_text(by_name[name].speed_up[by_name[name].peer]) + "*" * bool(by_name[name].threads_note)
+            if name in by_name
+            else ""
+            for name in others
+        ]
+        rows.append((f"{rule} {dtype}, {case}", str(threads), *shares, *ratios))
+    return Table(
+        "Share of the limit that gradstep reaches, and how many times faster it is than others",
+        ("", "threads", *ours, *others),
+        rows,
+    )
