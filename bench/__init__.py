@@ -9,8 +9,8 @@ fair to everyone:
 * **In turns.** A measurement is a block of calls that lasts at least two milliseconds. Blocks alternate, A B C A B C, so that a
   slower or faster minute of the machine meets everyone. Reported are the median over the blocks of the time a call, and the
   quartiles.
-* **In quiet.** OpenMP threads, torch's and numba's, go on spinning for milliseconds after their work, XLA's for a little. Before
-  each block we wait until no other thread of the process runs, so that nobody's threads compete with the next contender's. Then
+* **In quiet.** OpenMP threads, torch's and numba's, go on spinning for milliseconds after their work, XLA's for a little. So
+  before each block we wait until no other thread of the process runs: nobody's threads compete with the next contender's. Then
   come untimed calls, which wake the contender's own threads and fill the caches (none for calls over 50 ms, which find the
   caches empty anyway): each runs in its own best state, as in a training loop. The garbage collector is off.
 * **On equal threads.** ``--threads`` sets gradstep's, torch's (DeepSpeed uses the same) and numba's. NumPy's expression has one
@@ -24,6 +24,6 @@ fair to everyone:
 The settings are torch's defaults, with a little weight decay for every rule. They and the gradients, which stay the same during
 a measurement, are such that no state decays into denormals, which would slow down every contender but gradstep.
 
-Bytes a step are those that the rule has to move: parameter and states read and written, gradient read. For AdamW in float32 that
-is 28 bytes a parameter.
+Bytes a step are those that the rule has to move: parameter and states read and written, gradient read. For AdamW in float32
+that is 28 bytes a parameter.
 """

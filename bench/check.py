@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .contenders import Contender
@@ -12,14 +14,14 @@ _SHAPES = ((257,), (31, 5), (1003,))
 _STEPS = 4
 
 
-def check(contender: Contender, rule: Rule, dtype: np.dtype[np.generic]) -> str | None:
+def check(contender: Contender, rule: Rule, dtype: np.dtype[Any]) -> str | None:
     """Return None if the contender computes the rule, else what is wrong.
 
     It makes some steps with settings far from the defaults and new gradients each step. Its parameters may then be off by a
     ten-thousandth of the longest way that one has come, and some roundings.
 
     Raises:
-        Unsupported: if the contender can't run the rule at all.
+        UnsupportedError: if the contender can't run the rule at all.
     """
     rule = rule.demanding()
     problem = Problem(rule, _SHAPES, dtype)

@@ -1,4 +1,4 @@
-"""The rules in plain NumPy, as users write them: a contender, and in float64 the reference that every contender must agree with.
+"""The rules in plain NumPy, as users write them: a contender, and in float64 the reference that all must agree with.
 
 A formula takes the parameter, the gradient, the states, the settings that it needs by name (`rest1` is 1 - beta1) and, in the
 Adam family, last the two bias corrections, 1 - beta^t. It returns what to subtract from the parameter, and the new states. It

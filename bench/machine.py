@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,23 @@ def memory() -> int | None:
         return None
 
 
+def busy_cores(seconds: float = 0.2, stat: Path = Path("/proc/stat")) -> float | None:
+    """Return how many cores other programs keep busy now, watching for some time; None if unknown."""
+
+    def times() -> tuple[int, int]:
+        fields = [int(field) for field in stat.read_text().split("\n", 1)[0].split()[1:9]]
+        return sum(fields), fields[3] + fields[4]  # all, and idle or waiting for a device
+
+    try:
+        before = times()
+        time.sleep(seconds)
+        after = times()
+    except (OSError, IndexError, ValueError):
+        return None
+    passed = after[0] - before[0]
+    return (os.cpu_count() or 1) * (1 - (after[1] - before[1]) / passed) if passed > 0 else None
+
+
 def machine() -> dict[str, Any]:
     """Return the description of the machine. It names no host and no user."""
     return {
@@ -70,4 +88,4 @@ def versions() -> dict[str, str | None]:
 
 def configuration() -> dict[str, Any]:
     """Return gradstep's configuration and build."""
-    return {"isa": config.isa(), "threads": config.num_threads(), **config.describe()}
+    return {**config.describe(), "isa": config.isa(), "threads": config.num_threads()}

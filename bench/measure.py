@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import math
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -23,24 +22,32 @@ class Effort:
     """How long to measure."""
 
     seconds: float
-    """For each contender, about; but no less than `fewest` blocks."""
+    """For each contender, about."""
     fewest: int
+    """Blocks of a contender, even if they take longer: up to ten times `seconds`."""
     most: int
+    longest: float = math.inf
+    """Seconds after which nothing new is begun, unless the user chose what to measure."""
     block: float = 0.002
     """Seconds that a block lasts at least."""
 
+    def blocks(self, seconds: float) -> int:
+        """Return how many blocks to take, if one lasts for `seconds`."""
+        fewest = min(self.fewest, max(1, int(10 * self.seconds / seconds)))
+        return min(self.most, max(fewest, int(self.seconds / seconds)))
 
-QUICK = Effort(0.02, 3, 7)
-NORMAL = Effort(0.15, 5, 25)
+
+QUICK = Effort(0.02, 3, 7, longest=12)
+NORMAL = Effort(0.12, 5, 25, longest=80)
 FULL = Effort(0.5, 7, 51)
 
 
 def _others_run() -> bool:
     me = threading.get_native_id()
-    for task in os.listdir(_TASKS):
-        if int(task) != me:
+    for task in _TASKS.iterdir():
+        if int(task.name) != me:
             try:
-                stat = (_TASKS / task / "stat").read_text()
+                stat = (task / "stat").read_text()
             except OSError:
                 continue  # it has ended
             if stat[stat.rindex(")") + 2] == "R":
@@ -92,7 +99,6 @@ class Blocks:
 def alternate(runs: Mapping[Contender, Run], effort: Effort) -> dict[Contender, Blocks]:
     """Time the runs in turns. Those whose calls take long get fewer blocks, spread evenly over the rounds."""
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         blocks, wanted = {}, {}
@@ -101,7 +107,7 @@ def alternate(runs: Mapping[Contender, Run], effort: Effort) -> dict[Contender, 
             wait_for_quiet()
             calls, seconds = _calls_for(run, effort.block)
             blocks[contender] = Blocks(calls, [])
-            wanted[contender] = min(effort.most, max(effort.fewest, int(effort.seconds / seconds)))
+            wanted[contender] = effort.blocks(seconds)
         rounds = max(wanted.values(), default=0)
         for i in range(rounds):
             for contender, run in runs.items():

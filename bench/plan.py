@@ -11,7 +11,7 @@ import numpy as np
 from .cases import CASES, MANY, Case, one
 from .rules import RULES, Rule
 
-DTYPES = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
+DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
 
 _QUICK_CASES = [one(1_000), one(100_000), one(1_000_000), *MANY]
 _NORMAL_CASES = [one(1_000), one(10_000), one(100_000), one(1_000_000), one(4_000_000), one(16_000_000), *MANY]
@@ -68,5 +68,5 @@ def make_tasks(choice: Choice, available_threads: int) -> list[Task]:
     if choice.full:
         rule_cases, rule_threads = choice.cases or _FULL_RULE_CASES, threads
     else:
-        rule_cases, rule_threads = [one(100_000 if choice.quick else 16_000_000)], threads[-1:]
+        rule_cases, rule_threads = [one(100_000 if choice.quick else 8_000_000)], threads[-1:]
     return tasks + [Task(rule, dtype, case, rule_threads) for rule in others for dtype in dtypes for case in rule_cases]

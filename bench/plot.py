@@ -50,17 +50,17 @@ def plot(records: Sequence[Record], machine: Mapping[str, Any], path: Path) -> N
     Raises:
         ValueError: if there is nothing to draw.
     """
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
 
     panels = panels_of(records)
     if not panels:
         raise ValueError("a picture needs cases of one tensor in two sizes at least")
     rows = list(dict.fromkeys(panel[:2] for panel in panels))
     columns = sorted({panel[2] for panel in panels})
-    figure, axes = pyplot.subplots(
+    figure, axes = plt.subplots(
         len(rows),
         len(columns),
         figsize=(5.6 * len(columns) + 1.8, 4.4 * len(rows) + 0.6),
@@ -81,7 +81,7 @@ def plot(records: Sequence[Record], machine: Mapping[str, Any], path: Path) -> N
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=10)
     figure.suptitle(f"One optimizer step on {machine['processor']}", x=0.01, ha="left", fontsize=13, fontweight="bold")
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    plt.close(figure)
 
 
 def _draw(ax: Axes, records: Sequence[Record], caches: Mapping[str, int]) -> dict[str, Any]:
@@ -90,6 +90,8 @@ def _draw(ax: Axes, records: Sequence[Record], caches: Mapping[str, int]) -> dic
         lines[record.contender].append(record)
     ax.set_xscale("log")
     ax.set_yscale("log")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.grid(which="major", color="#e6e6e6", linewidth=0.8)
     ax.tick_params(which="both", length=0)
     ax.spines[["top", "right", "left", "bottom"]].set_visible(False)
@@ -99,9 +101,15 @@ def _draw(ax: Axes, records: Sequence[Record], caches: Mapping[str, int]) -> dic
         ours = name.startswith("gradstep")
         color = _COLORS.get(name, f"C{i}")
         sizes = [record.elements for record in members]
-        width, z = (2.4, 4) if ours else (1.5, 3)
+        width, z = (2.6, 3) if ours else (1.4, 4)
         (handles[name],) = ax.plot(
-            sizes, [record.gb_per_s for record in members], color=color, linewidth=width, marker="o", markersize=width + 1.5, zorder=z
+            sizes,
+            [record.gb_per_s for record in members],
+            color=color,
+            linewidth=width,
+            marker="o",
+            markersize=width + 1.5,
+            zorder=z,
         )
         fastest = [record.bytes / record.quartiles[0] / 1e9 for record in members]
         slowest = [record.bytes / record.quartiles[1] / 1e9 for record in members]
@@ -110,9 +118,9 @@ def _draw(ax: Axes, records: Sequence[Record], caches: Mapping[str, int]) -> dic
         sizes, speeds = [record.elements for record in roof], [record.gb_per_s for record in roof]
         (handles["no math: the limit"],) = ax.plot(sizes, speeds, color=_ROOF, linewidth=2, linestyle=(0, (4, 2)), zorder=5)
         ax.margins(x=0.03)
-        top = 2 * max(record.gb_per_s for record in records)
+        top = 1.6 * max(record.gb_per_s for record in records)
         ax.fill_between(sizes, speeds, top, color="#f2f2f2", linewidth=0, zorder=0)
-        ax.set_ylim(top=top)
+        ax.set_ylim(max(0.25, 0.6 * min(record.gb_per_s for record in records)), top)
     if records:
         _mark_caches(ax, records[0], caches)
     return handles

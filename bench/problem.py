@@ -48,7 +48,7 @@ def memory_available() -> float:
 
 
 class Problem:
-    """What a step works on. All tensors of one stream (parameters, gradients, each state) lie in one arena, aligned to 64 bytes."""
+    """What a step works on. All tensors of one stream (parameters, gradients, a state) lie in one arena, aligned to 64 bytes."""
 
     def __init__(self, rule: Rule, shapes: Shapes, dtype: np.dtype[Any]) -> None:
         self.rule = rule

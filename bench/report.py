@@ -93,7 +93,8 @@ class RichReporter(Reporter):
 
         shown = RichTable(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
         for i, name in enumerate(table.header):
-            shown.add_column(name, justify="right" if i else "left", no_wrap=True)
+            widest = max(len(row[i]) for row in table.rows)
+            shown.add_column(name.replace("-", "-\n"), justify="right" if i else "left", min_width=widest, vertical="bottom")
         for i, row in enumerate(table.rows):
             shown.add_row(*row, style="bold green" if i in table.emphasized else None)
         self._progress.console.print(shown)

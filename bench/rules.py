@@ -48,15 +48,15 @@ class Rule:
         names = list(inspect.signature(self.formula).parameters)[2 + len(self.states) :]
         fixed = tuple(number(values[name]) for name in names if name not in _CORRECTIONS)
         if names[-2:] != _CORRECTIONS:
-            return lambda step: fixed
+            return lambda _: fixed
         return lambda step: (*fixed, number(1 - beta1**step), number(1 - beta2**step))
 
 
 _SGD = {"lr": 1e-3, "weight_decay": 1e-4}
 _MOMENTUM = {**_SGD, "momentum": 0.9}
 _ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
-# The gradients stay the same, so the averages come to meet g and g^2. With an alpha of 0.99 the centered variance, v - a^2, would
-# soon be rounding noise, and its root NaN.
+# The gradients stay the same, so the averages approach g and g^2. With an alpha of 0.99 the centered variance, v - a^2, would soon
+# be rounding noise, and its root NaN.
 _RMSPROP = {"lr": 1e-2, "alpha": 0.99999, "eps": 1e-8, "weight_decay": 1e-4}
 _CENTERED = {**_RMSPROP, "centered": True}
 

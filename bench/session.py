@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from gradstep import config
 
 from .check import check
-from .contenders import LIMIT, Contender, Run, Unsupported
-from .measure import Effort, alternate
+from .contenders import LIMIT, Contender, Run, UnsupportedError
+from .measure import alternate
+from .options import Order
 from .plan import Task
 from .problem import Problem, memory_available, memory_needed
 from .records import Record, make_records
@@ -33,12 +36,9 @@ class Skip:
 
 @dataclass
 class Session:
-    """What to measure with, and what came out."""
+    """What to measure, and what came out."""
 
-    contenders: Sequence[Contender]
-    named: bool
-    """Whether the contenders were named, or everything was asked for: then slow compilers are waited for."""
-    effort: Effort
+    order: Order
     reporter: Reporter
     records: list[Record] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
@@ -46,17 +46,22 @@ class Session:
     """Contenders that disagree with the formula, or broke down."""
     _verdicts: dict[tuple[str, str, str], bool] = field(default_factory=dict)
 
-    def measure(self, tasks: Sequence[Task]) -> None:
+    def measure(self) -> None:
         """Measure all tasks, and show each when it is done. Configuration and threads are left as they were found."""
+        tasks, longest = self.order.tasks, self.order.longest
+        total = sum(len(task.threads) for task in tasks)
+        end = time.monotonic() + longest
+        done = 0
         with _configuration_kept():
-            total = sum(len(task.threads) for task in tasks)
-            done = 0
             for task in tasks:
+                if time.monotonic() > end:
+                    reason = f"the {longest:g} seconds were over: choose it by options, or take --full"
+                    self._skip(self.skips, "", task, reason, case=task.case.name)
+                    continue
                 for records in self._measure_task(task, done, total):
                     done += 1
                     self.records += records
                     self.reporter.show(records)
-            self.reporter.progress("", total, total)
 
     def _measure_task(self, task: Task, done: int, total: int) -> Iterator[list[Record]]:
         label = f"{task.rule.name} {task.dtype.name}, {task.case.name}"
@@ -65,29 +70,28 @@ class Session:
         if needed > 0.9 * available:
             reason = f"needs {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} are free"
             self._skip(self.skips, "", task, reason, case=task.case.name)
-            for _ in task.threads:
-                yield []
+            yield from ([] for _ in task.threads)
             return
-        for contender in self.contenders:
-            self._set_threads(contender, task, task.threads[-1])
-        problem = Problem(task.rule, task.case.shapes, task.dtype)
-        runs = self._prepare(problem, task)
+        gc.collect()  # the last problem, should somebody's objects go round in circles
+        gc.freeze()  # all that is loaded by now, so that the next time takes no time
+        runs = self._prepare(task)
         for i, threads in enumerate(task.threads):
             self.reporter.progress(f"{label}, {threads} thread{'s' * (threads > 1)}", done + i, total)
-            ready = {contender: run for contender, run in runs.items() if self._set_threads(contender, task, threads)}
-            yield make_records(task, threads, alternate(ready, self.effort))
+            ready = {contender: run for contender, run in runs.items() if self._has_threads(contender, task, threads)}
+            yield make_records(task, threads, alternate(ready, self.order.effort))
 
-    def _prepare(self, problem: Problem, task: Task) -> dict[Contender, Run]:
-        runs = {LIMIT: LIMIT.prepare(problem)}
-        for contender in self.contenders:
-            if not self.named and contender.slow_start(task.rule, task.case):
+    def _prepare(self, task: Task) -> dict[Contender, Run]:
+        problem = Problem(task.rule, task.case.shapes, task.dtype)
+        runs: dict[Contender, Run] = {LIMIT: LIMIT.prepare(problem)}
+        for contender in self.order.contenders:
+            if not self.order.patient and contender.slow_start(task.rule, task.case):
                 reason = "compiles for long: name it with --contender, or take --full"
                 self._skip(self.skips, contender.name, task, reason, case=task.case.name)
-            elif self._right(contender, task):
+            elif self._has_threads(contender, task, task.threads[0]) and self._right(contender, task):
                 try:
                     runs[contender] = contender.prepare(problem)
                 except Exception as error:  # whatever somebody else's code may raise
-                    self._skip(self.failures, contender.name, task, f"failed: {_first_line(error)}", case=task.case.name)
+                    self._fail(contender, task, error, case=task.case.name)
         return runs
 
     def _right(self, contender: Contender, task: Task) -> bool:
@@ -96,23 +100,30 @@ class Session:
             self._verdicts[key] = False
             try:
                 wrong = check(contender, task.rule, task.dtype)
-            except Unsupported as reason:
+            except UnsupportedError as reason:
                 self._skip(self.skips, contender.name, task, str(reason))
             except Exception as error:  # whatever somebody else's code may raise
-                self._skip(self.failures, contender.name, task, f"failed: {_first_line(error)}")
+                self._fail(contender, task, error)
             else:
                 self._verdicts[key] = wrong is None
                 if wrong is not None:
                     self._skip(self.failures, contender.name, task, f"disagrees with the formula, not timed: {wrong}")
         return self._verdicts[key]
 
-    def _set_threads(self, contender: Contender, task: Task, n: int) -> bool:
+    def _has_threads(self, contender: Contender, task: Task, n: int) -> bool:
         try:
             contender.set_threads(n)
-        except Unsupported as reason:
+        except UnsupportedError as reason:
             self._skip(self.skips, contender.name, task, str(reason))
             return False
+        except Exception as error:  # whatever somebody else's code may raise
+            self._fail(contender, task, error)
+            return False
         return True
+
+    def _fail(self, contender: Contender, task: Task, error: Exception, case: str = "") -> None:
+        text = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        self._skip(self.failures, contender.name, task, f"failed: {text}", case)
 
     def _skip(self, where: list[Skip], contender: str, task: Task, reason: str, case: str = "") -> None:
         skip = Skip(contender, task.rule.name, task.dtype.name, case, reason)
@@ -120,20 +131,18 @@ class Session:
             where.append(skip)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-
-
 @contextmanager
 def _configuration_kept() -> Iterator[None]:
     isa, threads = config.isa(), config.num_threads()
-    torch_threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    torch = sys.modules.get("torch")
+    torch_threads = torch.get_num_threads() if torch else 0
     try:
         yield
     finally:
+        gc.unfreeze()
         config.set_isa(isa)
         config.set_num_threads(threads)
-        if torch_threads is not None:
-            sys.modules["torch"].set_num_threads(torch_threads)
-        if "gradstep.torch" in sys.modules:
-            sys.modules["gradstep.torch"].share_torch_threads()
+        if torch and torch_threads:
+            torch.set_num_threads(torch_threads)
+        if faces := sys.modules.get("gradstep.torch"):
+            faces.share_torch_threads()

@@ -59,7 +59,7 @@ def case_table(records: Sequence[Record]) -> Table:
         )
     return Table(
         f"{first.rule}, {first.dtype}, {what} elements, {_threads_text(first.threads)}",
-        ("", "time a step", "spread", "ns/param", "GB/s", "of limit", "gradstep is faster"),
+        ("", "time a step", "spread", "ns/param", "GB/s", "of limit", "gradstep's gain"),
         rows,
         frozenset(i for i, record in enumerate(records) if record.contender.startswith("gradstep")),
     )

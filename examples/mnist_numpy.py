@@ -8,7 +8,9 @@ Run it on MNIST (98.5% in ten seconds on two cores), or without a file on scikit
     python examples/mnist_numpy.py --data ../shared/data/mnist.npz
     python examples/mnist_numpy.py
 
-It saves loss and accuracy curves as a picture. The same seed gives the same result.
+It saves loss and accuracy curves as a picture. The same seed gives the same result on the same number of BLAS threads. Beside
+other work on the same cores set OPENBLAS_NUM_THREADS=1: most of the time goes into NumPy's matrix products, whose threads wait
+for each other by spinning.
 Needs scikit-learn for the small digits, matplotlib for the picture; shows a progress bar if rich is installed.
 """
 
@@ -204,7 +206,7 @@ def plot(path: Path, title: str, history: History, test_accuracy: float) -> None
     right.set_title("accuracy", loc="left")
     right.set_ylim(max(0.0, 1 - 2.5 * max(0.02, 1 - min(history.validation_accuracies))), 1)
     right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    right.legend(frameon=False, loc="lower right")
+    right.legend(frameon=False)
     figure.savefig(path)
 
 

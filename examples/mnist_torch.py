@@ -2,11 +2,11 @@
 
 Both networks begin with the same weights and see the same batches, in turns. That shows what replacing the class changes:
 
-* Not the result. Each loss of one network is compared with that of the other. In float64 the two agree to 1e-12 over 100 steps
-  (rounding alone is about 1e-15 there). In float32 they agree to 1e-5 over the first 20 steps. After that they may part, as
-  any two programs do that round differently (torch's own fused and unfused AdamW, for one): where a ReLU is within rounding of
-  its corner, one network gets a gradient that the other does not, and Adam makes a full step of it however small it is. The
-  accuracies at the end differ by chance, as those of two seeds do.
+* Not the result. The losses of the two agree to 1e-5 over the first 200 steps (1e-6 is usual), which is rounding: the classes
+  compute the same formula in another order. Twice the eps, or a learning rate 1.0001 times the other's, is seen.
+  The network is smooth on purpose. With ReLU in the place of GELU the losses part after some dozens of steps, as they do between
+  torch's own fused and unfused AdamW: sooner or later rounding puts an input on the other side of a corner, one network gets
+  a gradient that the other does not, and Adam makes a full step of it.
 * The time. It is taken around `optimizer.step()` alone, and around the whole loop.
 
 Run it on MNIST, or without a file on scikit-learn's small digits:
@@ -37,18 +37,8 @@ import gradstep.torch
 
 Batch = tuple[Tensor, Tensor]
 
-
-@dataclass(frozen=True)
-class Claim:
-    """How far the losses agree, at the least, in how many first steps."""
-
-    dtype: torch.dtype
-    steps: int
-    bound: float
-
-
-DOUBLE = Claim(torch.float64, steps=100, bound=1e-12)
-SINGLE = Claim(torch.float32, steps=20, bound=1e-5)
+CHECKED_STEPS = 200
+ROUNDING = 1e-5
 
 
 @dataclass
@@ -63,25 +53,25 @@ class Side:
     seconds: float = 0.0
 
 
-def make_network(digits: Digits, seed: int, dtype: torch.dtype) -> nn.Module:
+def make_network(digits: Digits, seed: int) -> nn.Module:
     """Return a network of two convolutions, each of which halves the image, and two dense layers."""
     torch.manual_seed(seed)
     pixels = math.prod(math.ceil(size / 4) for size in digits.train.images.shape[1:])
     return nn.Sequential(
         nn.Conv2d(1, 16, kernel_size=5, stride=2, padding=2),
-        nn.ReLU(),
+        nn.GELU(),
         nn.Conv2d(16, 32, kernel_size=3, stride=2, padding=1),
-        nn.ReLU(),
+        nn.GELU(),
         nn.Flatten(),
         nn.Linear(32 * pixels, 128),
-        nn.ReLU(),
+        nn.GELU(),
         nn.Linear(128, CLASSES),
-    ).to(dtype)
+    )
 
 
-def make_sides(digits: Digits, args: argparse.Namespace, dtype: torch.dtype) -> list[Side]:
+def make_sides(digits: Digits, args: argparse.Namespace) -> list[Side]:
     """Return the two sides, alike but for the class of their optimizer."""
-    theirs, ours = (make_network(digits, args.seed, dtype) for _ in range(2))
+    theirs, ours = (make_network(digits, args.seed) for _ in range(2))
     return [
         Side(
             "torch.optim.AdamW" + " (fused)" * args.fused,
@@ -92,23 +82,18 @@ def make_sides(digits: Digits, args: argparse.Namespace, dtype: torch.dtype) -> 
     ]
 
 
-def tensors(examples: Examples, dtype: torch.dtype) -> Batch:
+def tensors(examples: Examples) -> Batch:
     """Return images, with a dimension for their one channel, and labels."""
-    return torch.from_numpy(examples.images).to(dtype).unsqueeze(1), torch.from_numpy(examples.labels)
+    return torch.from_numpy(examples.images).unsqueeze(1), torch.from_numpy(examples.labels)
 
 
-def batches(examples: Examples, size: int, seed: int, dtype: torch.dtype) -> Iterator[Batch]:
+def batches(examples: Examples, size: int, seed: int) -> Iterator[Batch]:
     """Yield shuffled batches, epoch after epoch, without an end."""
     generator = torch.Generator().manual_seed(seed)
-    images, labels = tensors(examples, dtype)
+    images, labels = tensors(examples)
     while True:
         for chosen in torch.randperm(len(labels), generator=generator).split(size):
             yield images[chosen], labels[chosen]
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """Return the name without torch's prefix."""
-    return str(dtype).removeprefix("torch.")
 
 
 def train_step(side: Side, images: Tensor, labels: Tensor) -> None:
@@ -125,43 +110,30 @@ def train_step(side: Side, images: Tensor, labels: Tensor) -> None:
     side.seconds += end - begin
 
 
-def train(digits: Digits, args: argparse.Namespace, dtype: torch.dtype, steps: int) -> list[Side]:
-    """Train two networks of type `dtype` side by side; who goes first changes from step to step."""
-    sides = make_sides(digits, args, dtype)
-    stream = itertools.islice(batches(digits.train, args.batch_size, args.seed, dtype), steps)
+def train(digits: Digits, args: argparse.Namespace) -> list[Side]:
+    """Train the two side by side; who goes first changes from step to step."""
+    sides = make_sides(digits, args)
+    steps = args.epochs * math.ceil(len(digits.train) / args.batch_size)
+    stream = itertools.islice(batches(digits.train, args.batch_size, args.seed), steps)
     with progress_bar(steps) as advance:
         for i, (images, labels) in enumerate(stream):
             for side in sides if i % 2 == 0 else reversed(sides):
                 train_step(side, images, labels)
-            advance(name_of(dtype))
+            advance("side by side")
     return sides
 
 
-def largest_difference(sides: list[Side], steps: int | None = None) -> float:
-    """Return how far apart the losses are at most in the first steps, or in all."""
+def largest_difference(sides: list[Side], steps: int) -> float:
+    """Return how far apart the losses are at most in the first steps; infinity if one is no number."""
     theirs, ours = (side.losses[:steps] for side in sides)
-    return max(abs(a - b) for a, b in zip(theirs, ours, strict=True))
-
-
-def check(claim: Claim, sides: list[Side]) -> bool:
-    """Print how far the losses are apart, and return whether `claim` holds."""
-    difference = largest_difference(sides, claim.steps)
-    holds = difference <= claim.bound  # a NaN does not pass
-    steps = min(claim.steps, len(sides[0].losses))
-    verdict = "rounding" if holds else "MORE THAN ROUNDING"
-    report(claim.dtype, f"the first {steps}", difference, f"{verdict}: the bound is {claim.bound:.0e}")
-    return holds
-
-
-def report(dtype: torch.dtype, steps: str, difference: float, remark: str) -> None:
-    """Print a line about a difference of losses."""
-    print(f"{name_of(dtype)}: the losses of {steps} steps differ by at most {difference:.1e} ({remark})")
+    differences = [abs(a - b) for a, b in zip(theirs, ours, strict=True)]
+    return max(differences) if all(map(math.isfinite, differences)) else math.inf
 
 
 @torch.no_grad()
 def accuracy(network: nn.Module, examples: Examples) -> float:
-    """Return the share of images that a float32 network recognizes."""
-    images, labels = tensors(examples, torch.float32)
+    """Return the share of images that the network recognizes."""
+    images, labels = tensors(examples)
     return float((network(images).argmax(dim=1) == labels).double().mean())
 
 
@@ -178,7 +150,7 @@ def summarize(sides: list[Side], digits: Digits) -> None:
         )
         for side in sides
     ]
-    print_table(f"{digits.name}, {len(sides[0].losses):,} steps in float32", header, rows)
+    print_table(f"{len(sides[0].losses):,} steps of each", header, rows)
 
 
 def main() -> None:
@@ -187,15 +159,15 @@ def main() -> None:
     parser.add_argument("--fused", action="store_true", help="let torch use its fused kernel, not its default, a loop")
     args, digits = parse_args(parser)
     print(digits)
-    agree = check(DOUBLE, train(digits, args, torch.float64, DOUBLE.steps))
-    steps = args.epochs * math.ceil(len(digits.train) / args.batch_size)
-    sides = train(digits, args, torch.float32, steps)
-    agree &= check(SINGLE, sides)
-    report(torch.float32, f"all {steps:,}", largest_difference(sides), "no bound: rounding grows as training goes on")
+    sides = train(digits, args)
     summarize(sides, digits)
-    if not agree:
-        sys.exit("error: the losses of the two differ by more than rounding")
-    print("same losses to rounding: yes")
+    steps = len(sides[0].losses)
+    checked = min(steps, CHECKED_STEPS)
+    difference = largest_difference(sides, checked)
+    print(f"largest difference of the losses in all {steps:,} steps: {largest_difference(sides, steps):.1e}")
+    if difference > ROUNDING:
+        sys.exit(f"error: the losses of the first {checked} steps differ by {difference:.1e}, rounding explains {ROUNDING:.0e}")
+    print(f"same losses to rounding in the first {checked} steps: largest difference {difference:.1e}")
 
 
 if __name__ == "__main__":

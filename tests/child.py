@@ -23,6 +23,7 @@ def run_in_child(function: Callable[..., None], *args: Any, timeout: float = 300
         text=True,
         capture_output=True,
         timeout=timeout,
+        check=False,
     )
     output = process.stdout + process.stderr
     assert process.returncode == 0, f"{call} ended with status {process.returncode}:\n{output}"

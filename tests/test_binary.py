@@ -76,7 +76,8 @@ def tool(name: str) -> str:
 def run(*command: object, cwd: Path | None = None) -> str:
     # Whatever flags the environment adds to every build are none of the project's.
     environment = {name: value for name, value in os.environ.items() if name not in ("CXXFLAGS", "CPPFLAGS", "LD_PRELOAD")}
-    process = subprocess.run([str(part) for part in command], cwd=cwd, env=environment, text=True, capture_output=True)
+    parts = [str(part) for part in command]
+    process = subprocess.run(parts, cwd=cwd, env=environment, text=True, capture_output=True, check=False)
     assert process.returncode == 0, f"{shlex.join(process.args)}\n{process.stdout}{process.stderr}"
     return process.stdout + process.stderr
 
@@ -135,13 +136,14 @@ def first_loop(code: list[Instruction], work: re.Pattern[str]) -> list[Instructi
     """The first loop that does any `work`, which is the one over the blocks of a tile; a remainder comes after it."""
     addresses = {instruction.address for instruction in code}
     loops = []
-    for instruction in code:
-        target = re.match(r"([0-9a-f]+)\b", instruction.operands) if instruction.name.startswith("j") else None
-        if target and instruction.name != "jmp" and int(target[1], 16) <= instruction.address and int(target[1], 16) in addresses:
-            loops.append((int(target[1], 16), instruction.address))
-    for begin, end in sorted(loops):
-        body = [instruction for instruction in code if begin <= instruction.address <= end]
-        if any(work.match(instruction.name) for instruction in body):
+    for end in code:
+        jump = re.match(r"([0-9a-f]+)\b", end.operands) if re.match("j(?!mp)", end.name) else None
+        begin = int(jump[1], 16) if jump else None
+        if begin in addresses and begin <= end.address:
+            loops.append((begin, end.address))
+    for begin, last in sorted(loops):
+        body = [instruction for instruction in code if begin <= instruction.address <= last]
+        if any(work.match(one.name) for one in body):
             return body
     return []
 

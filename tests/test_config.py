@@ -60,6 +60,16 @@ def test_environment() -> None:
         )
 
 
+def test_threads_follow_openmp_but_not_beyond_the_processors() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "GRADSTEP_NUM_THREADS"}
+    show = "from gradstep import config; print(config.num_threads())"
+    for value, expected in (("1", "1"), ("1,4", "1"), ("9999", None), ("many", None)):
+        result = subprocess.run(
+            [sys.executable, "-c", show], env={**environment, "OMP_NUM_THREADS": value}, capture_output=True, text=True, check=True
+        )
+        assert result.stdout.strip() == (expected or str(config._default_threads()))
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no processor affinity")
 def test_threads_follow_the_affinity() -> None:
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from gradstep import config; print(config.num_threads())"

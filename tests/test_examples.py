@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import subprocess
 import sys
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,25 +21,25 @@ EXAMPLES = ROOT / "examples"
 MNIST = ROOT.parent / "shared" / "data" / "mnist.npz"
 PNG = b"\x89PNG\r\n\x1a\n"
 
+# Threads of OpenBLAS and OpenMP wait by spinning: beside another busy process they make these runs 10 to 30 times slower.
+ENVIRONMENT = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
 
 def run_example(name: str, *args: str | Path, cwd: Path, before: str = "") -> subprocess.CompletedProcess[str]:
     """Run an example as a script, in the folder `cwd`, after the statement `before`."""
     start = f"import runpy, sys; sys.path.insert(0, {str(EXAMPLES)!r}); {before or 'pass'}; "
     start += f"sys.argv[0] = {name!r}; runpy.run_path({str(EXAMPLES / name)!r}, run_name='__main__')"
     command = [sys.executable, "-c", start] if before else [sys.executable, EXAMPLES / name]
-    return subprocess.run([*command, *args], cwd=cwd, capture_output=True, text=True, timeout=180, check=False)
+    return subprocess.run([*command, *args], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=180, check=False)
 
 
-def test_accuracy_of(done: subprocess.CompletedProcess[str]) -> float:
+def final_accuracy(done: subprocess.CompletedProcess[str]) -> float:
     """Return what the last line of stdout says, which must have just this form."""
     assert done.returncode == 0, done.stderr
     match = re.fullmatch(r"test accuracy: (\d{2}\.\d{2}|100\.00)%", done.stdout.split("\n")[-2])
     assert match, done.stdout
     assert done.stdout.endswith("\n")
     return float(match[1])
-
-
-test_accuracy_of.__test__ = False  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ def mnist_numpy(examples: None) -> ModuleType:
 
 def test_numpy_example_learns_the_digits_and_saves_a_picture(tmp_path: Path) -> None:
     done = run_example("mnist_numpy.py", "--epochs", "8", cwd=tmp_path)
-    assert test_accuracy_of(done) > 93
+    assert final_accuracy(done) > 93
     assert (tmp_path / "mnist_numpy.png").read_bytes().startswith(PNG)
 
 
@@ -83,7 +85,7 @@ def test_numpy_example_takes_every_option_and_runs_without_rich(tmp_path: Path) 
         "curves.svg",
     ]
     done = run_example("mnist_numpy.py", *options, cwd=tmp_path, before="sys.modules['rich'] = None")
-    assert test_accuracy_of(done) > 80
+    assert final_accuracy(done) > 80
     assert "perceptron 64-40-30-20-10" in done.stdout
     assert "epoch 3/3, validation" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["curves.svg"]
@@ -92,7 +94,7 @@ def test_numpy_example_takes_every_option_and_runs_without_rich(tmp_path: Path) 
 @pytest.mark.skipif(not MNIST.exists(), reason="the real MNIST is not at ../shared/data/mnist.npz")
 def test_numpy_example_reaches_97_5_percent_on_mnist(tmp_path: Path) -> None:
     done = run_example("mnist_numpy.py", "--data", MNIST, cwd=tmp_path)
-    assert test_accuracy_of(done) >= 97.5
+    assert final_accuracy(done) >= 97.5
     assert "mnist: images of 28 x 28 pixels, 55,000 to learn from" in done.stdout
 
 
@@ -116,7 +118,8 @@ def test_numpy_example_has_the_gradients_of_autograd(mnist_numpy: ModuleType) ->
     assert grads.keys() == params.keys()
     for name, tensor in wanted.items():
         assert grads[name].dtype == np.float32
-        np.testing.assert_allclose(grads[name], tensor.grad, rtol=1e-4, atol=1e-6)
+        assert tensor.grad is not None
+        np.testing.assert_allclose(grads[name], tensor.grad.numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_numpy_example_gives_the_same_bits_for_the_same_seed(mnist_data: ModuleType, mnist_numpy: ModuleType) -> None:
@@ -141,38 +144,24 @@ def test_learning_rate_falls_from_its_peak_to_zero(mnist_numpy: ModuleType) -> N
 
 
 def test_torch_example_learns_the_digits_with_the_same_losses(tmp_path: Path) -> None:
-    done = run_example("mnist_torch.py", "--epochs", "20", cwd=tmp_path)
+    done = run_example("mnist_torch.py", "--epochs", "12", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "same losses to rounding: yes"
-    apart = [float(text) for text in re.findall(r"differ by at most (\S+) \(rounding", done.stdout)]
-    assert len(apart) == 2
-    assert apart[0] <= 1e-12
-    assert apart[1] <= 1e-5
-    for name in ("torch", "gradstep.torch"):
-        row = re.search(rf"^ *{re.escape(name)}\.AdamW|^ *{re.escape(name)}\.optim\.AdamW", done.stdout, re.MULTILINE)
-        assert row, done.stdout
-        line = done.stdout[row.start() :].split("\n")[0]
-        assert re.search(r"\d+\.\d\d s +\d+ us +\d+\.\d s", line), line
-        accuracy = re.search(r"(\d+\.\d\d)%", line)
-        assert accuracy, line
-        assert float(accuracy[1]) > 93
+    last = done.stdout.splitlines()[-1]
+    match = re.fullmatch(r"same losses to rounding in the first 120 steps: largest difference (\d\.\de-\d\d)", last)
+    assert match, done.stdout
+    assert float(match[1]) <= 1e-5
+    rows = re.findall(r"^ *(\S+AdamW) +\d+\.\d\d s +\d+ us +\d+\.\d s +(\d+\.\d\d)% *$", done.stdout, re.MULTILINE)
+    assert [name for name, _ in rows] == ["torch.optim.AdamW", "gradstep.torch.AdamW"]
+    assert all(float(accuracy) > 93 for _, accuracy in rows), rows
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        pytest.param("betas=(0.9, 0.9985)", id="other-beta"),
-        pytest.param("eps=2e-8", id="other-eps"),
-    ],
-)
-def test_torch_example_notices_another_formula(setting: str, tmp_path: Path) -> None:
+def test_torch_example_notices_another_formula(tmp_path: Path) -> None:
     swap = "import functools, gradstep.torch; "
-    swap += f"gradstep.torch.AdamW = functools.partial(gradstep.torch.AdamW, {setting}); sys.modules['rich'] = None"
-    done = run_example("mnist_torch.py", "--epochs", "1", cwd=tmp_path, before=swap)
+    swap += "gradstep.torch.AdamW = functools.partial(gradstep.torch.AdamW, eps=2e-8); sys.modules['rich'] = None"
+    done = run_example("mnist_torch.py", "--epochs", "6", cwd=tmp_path, before=swap)
     assert done.returncode == 1
-    assert "float64: the losses of the first 100 steps differ" in done.stdout
-    assert "MORE THAN ROUNDING" in done.stdout
-    assert done.stderr.endswith("error: the losses of the two differ by more than rounding\n")
+    assert re.search(r"error: the losses of the first 60 steps differ by \d\.\de-\d\d, rounding explains 1e-05\n$", done.stderr)
+    assert "same losses" not in done.stdout
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------------
@@ -205,7 +194,7 @@ def test_options_that_cannot_be_are_refused(
     assert message in capsys.readouterr().err
 
 
-def arrays(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
+def arrays(**changes: Any) -> dict[str, Any]:
     """Return tiny arrays of MNIST's form, with changes; None leaves one out."""
     images, labels = np.arange(24 * 16, dtype=np.uint8).reshape(24, 4, 4), np.arange(24, dtype=np.uint8) % 10
     whole = {"x_train": images, "y_train": labels, "x_test": images[:5], "y_test": labels[:5], **changes}
@@ -236,7 +225,7 @@ def test_file_is_split_and_scaled(mnist_data: ModuleType, tmp_path: Path) -> Non
     ],
 )
 def test_arrays_that_are_not_mnist_are_named(
-    changes: dict[str, np.ndarray | None], message: str, mnist_data: ModuleType, tmp_path: Path
+    changes: dict[str, Any], message: str, mnist_data: ModuleType, tmp_path: Path
 ) -> None:
     path = tmp_path / "file.npz"
     np.savez(path, **arrays(**changes))

@@ -29,8 +29,8 @@ preload=
 for library in $libraries; do preload+="$("$compiler" -print-file-name="$library") "; done
 
 # What the tests compare with (torch, its OpenMP, SciPy's BLAS) is not instrumented, so threads of its own look like races: those
-# tests are left out. So are those of memory in use, which counts what the sanitizer keeps back, and of the machine code.
-left_out="torch or grow or needs_no_memory or slow"
+# tests are left out. So are those of memory in use, which counts what a sanitizer keeps back, and the one that crashes on purpose.
+left_out="torch or grow or needs_no_memory or guard_pages_guard"
 tests=(tests/test_values.py tests/test_layouts.py tests/test_refused.py tests/test_numpy.py tests/test_memory.py tests/test_threads.py)
 if [ $# -gt 0 ]; then tests=("$@"); fi
 

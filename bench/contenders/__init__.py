@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .base import Contender, Run, Unsupported
+from .base import Contender, Run, UnsupportedError
 from .deepspeed_adam import DeepSpeedAdam
 from .gradstep_faces import Function, NoMath, Object, TorchClass
 from .numba_loop import NumbaLoop
@@ -12,7 +12,7 @@ from .numpy_expression import NumpyExpression
 from .optax_jit import OptaxJit
 from .torch_optim import TorchOptim
 
-__all__ = ["LIMIT", "Contender", "Run", "Unsupported", "contenders"]
+__all__ = ["LIMIT", "Contender", "Run", "UnsupportedError", "contenders"]
 
 LIMIT = NoMath()
 """Measured in every case: what the machine can do."""

@@ -12,7 +12,7 @@ from ..problem import Array, Problem
 from ..rules import Rule
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """Raised by a contender that can't do what is asked; the message says why."""
 
 
@@ -61,14 +61,14 @@ class Contender(ABC):
         """Return a run on the problem's arrays.
 
         Raises:
-            Unsupported: if it can't.
+            UnsupportedError: if it can't.
         """
 
     def set_threads(self, n: int) -> None:
         """Use `n` threads from now on.
 
         Raises:
-            Unsupported: if it can't.
+            UnsupportedError: if it can't.
         """
 
     def threads_note(self, n: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..problem import Problem
-from .base import Contender, Run, Unsupported
+from .base import Contender, Run, UnsupportedError
 from .torch_optim import adopt
 
 
@@ -23,9 +23,9 @@ class DeepSpeedAdam(Contender):
 
     def prepare(self, problem: Problem) -> Run:
         if problem.rule.name not in ("adam", "adamw"):
-            raise Unsupported(f"DeepSpeed's CPUAdam has no {problem.rule.name}")
+            raise UnsupportedError(f"DeepSpeed's CPUAdam has no {problem.rule.name}")
         if problem.dtype != np.float32:
-            raise Unsupported(f"DeepSpeed's CPUAdam is not for {problem.dtype}")
+            raise UnsupportedError(f"DeepSpeed's CPUAdam is not for {problem.dtype}")
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         cpu_adam: Any = functools.partial(DeepSpeedCPUAdam, adamw_mode=problem.rule.name == "adamw")

@@ -28,6 +28,8 @@ class Ours(Contender):
 
 
 class Function(Ours):
+    """The functions."""
+
     face = "gradstep"
     about = "gradstep's functions on NumPy arrays: adamw_, ..."
 
@@ -49,6 +51,8 @@ class Function(Ours):
 
 
 class Object(Ours):
+    """The optimizers for NumPy loops."""
+
     face = "gradstep-object"
     about = "gradstep's optimizers for NumPy: AdamW(params).step(grads), ..."
 
@@ -60,6 +64,8 @@ class Object(Ours):
 
 
 class TorchClass(Ours):
+    """The torch classes, on torch's threads."""
+
     face = "gradstep-torch"
     about = "gradstep's torch classes: gradstep.torch.AdamW(...).step(), ..."
     package = "torch"

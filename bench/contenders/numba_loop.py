@@ -9,7 +9,7 @@ from typing import Any
 from ..cases import Case
 from ..problem import Problem
 from ..rules import Rule
-from .base import Contender, Run, Unsupported
+from .base import Contender, Run, UnsupportedError
 
 
 def _bodies(f: Any, prange: Any) -> tuple[Callable[..., None], ...]:
@@ -75,6 +75,7 @@ class NumbaLoop(Contender):
     def set_threads(self, n: int) -> None:
         import numba
 
-        if n > numba.config.NUMBA_NUM_THREADS:
-            raise Unsupported(f"numba has only {numba.config.NUMBA_NUM_THREADS} threads here (NUMBA_NUM_THREADS)")
-        numba.set_num_threads(n)
+        try:
+            numba.set_num_threads(n)
+        except ValueError as error:
+            raise UnsupportedError(f"numba: {error} (NUMBA_NUM_THREADS)") from None

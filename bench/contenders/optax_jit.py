@@ -10,7 +10,7 @@ import numpy as np
 from ..cases import Case
 from ..problem import Array, Problem
 from ..rules import Rule
-from .base import Contender, Run, Unsupported
+from .base import Contender, Run, UnsupportedError
 
 
 def _transform(rule: Rule) -> Any:
@@ -32,7 +32,7 @@ def _transform(rule: Rule) -> Any:
         centered = settings.get("centered", False)
         plain = optax.rmsprop(lr, settings["alpha"], settings["eps"], eps_in_sqrt=False, centered=centered, momentum=momentum)
     else:
-        raise Unsupported(f"optax has another formula for {rule.name}")
+        raise UnsupportedError(f"optax has another formula for {rule.name}")
     return optax.chain(optax.add_decayed_weights(decay), plain)
 
 
@@ -44,7 +44,7 @@ class OptaxJit(Contender):
     package = "optax"
 
     def slow_start(self, rule: Rule, case: Case) -> bool:
-        return len(case.shapes) > 100
+        return rule.name != "adamw" or len(case.shapes) > 100
 
     def threads_note(self, n: int) -> str:
         return "" if n == os.cpu_count() else "as many threads as XLA takes"

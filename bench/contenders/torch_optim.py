@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..problem import Problem
-from .base import Contender, Run, Unsupported
+from .base import Contender, Run, UnsupportedError
 
 if TYPE_CHECKING:
     import torch
@@ -45,9 +45,9 @@ class TorchOptim(Contender):
 
         name = problem.rule.optimizer
         if not hasattr(torch.optim, name):
-            raise Unsupported(f"torch has no {name}")
+            raise UnsupportedError(f"torch has no {name}")
         if self._kind == "fused" and name not in _FUSED:
-            raise Unsupported(f"torch has no fused {name}")
+            raise UnsupportedError(f"torch has no fused {name}")
         choice = {"foreach": self._kind == "foreach"} | ({"fused": self._kind == "fused"} if name in _FUSED else {})
         return Run(adopt(getattr(torch.optim, name), problem, **choice).step, lambda: problem.params)
 

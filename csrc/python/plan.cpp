@@ -1,10 +1,9 @@
 #include "plan.h"
 
-#include <cmath>
-#include <unordered_map>
 #include <utility>
 
 #include "../cpu/run.h"
+#include "state_walk.h"
 
 namespace gradstep::python {
 namespace py = pybind11;
@@ -13,90 +12,9 @@ namespace {
 // Elements from which on a step lets other Python threads run meanwhile; under it, handing over the GIL costs more than the step.
 constexpr std::int64_t kReleaseGil = 1 << 14;
 
-// The largest count up to which every integer is a double.
-constexpr double kMaxStep = 9007199254740992.0;
-
 [[noreturn]] void raise(PyObject* type, const std::string& text) {
   PyErr_SetString(type, text.c_str());
   throw py::error_already_set();
-}
-
-PyObject* step_name() {
-  static PyObject* name = PyUnicode_InternFromString("step");
-  return name;
-}
-
-// The values of `state` for each key, in the order of the keys: a list of (key, dict or null). Almost always both stand in the
-// same order, so that no key has to be hashed (torch's tensors hash in Python).
-class StateWalk {
- public:
-  StateWalk(PyObject* state, Holds& holds) : state_(state), holds_(holds) {}
-
-  // The value of `key`, held; null if there is none.
-  PyObject* find(PyObject* key) {
-    PyObject *at = nullptr, *value = nullptr;
-    if (by_key_.empty()) {
-      Py_ssize_t position = position_;
-      if (PyDict_Next(state_, &position, &at, &value) && at == key) {
-        position_ = position;
-        holds_.object(value);
-        return value;
-      }
-      for (position = 0; PyDict_Next(state_, &position, &at, &value);) by_key_.emplace(at, value);
-    }
-    const auto found = by_key_.find(key);
-    value = found != by_key_.end() ? found->second : PyDict_GetItemWithError(state_, key);
-    if (value) holds_.object(value);
-    else if (PyErr_Occurred()) throw py::error_already_set();
-    return value;
-  }
-
- private:
-  PyObject* state_;
-  Holds& holds_;
-  Py_ssize_t position_ = 0;
-  std::unordered_map<PyObject*, PyObject*> by_key_;
-};
-
-// ---- step counts ----------------------------------------------------------------------------------------------------------
-
-// A count as it stands in a state dict: a Python number, or an array of one number.
-template <class Function>
-void with_number(const View& view, Function function) {
-  if (view.kind == 'f' && view.bits == 32) function(reinterpret_cast<float*>(view.data));
-  else if (view.kind == 'f' && view.bits == 64) function(reinterpret_cast<double*>(view.data));
-  else if (view.kind == 'i' && view.bits == 64) function(reinterpret_cast<std::int64_t*>(view.data));
-  else type_problem("must be an int, or a float32, float64 or int64 array");
-}
-
-double read_number(PyObject* counter, View& view, Holds& holds) {
-  read(counter, view, holds);
-  if (view.size() != 1 || !view.data) value_problem("has shape " + tuple_text(view.ndim, view.shape) + ", must hold one number");
-  if (!view.writable) value_problem("is read-only");
-  double count = 0;
-  with_number(view, [&](auto* at) {
-    using T = std::remove_pointer_t<decltype(at)>;
-    count = static_cast<double>(*at);
-    if (count < kMaxStep && static_cast<double>(static_cast<T>(count + 1)) != count + 1) {
-      value_problem("stands at " + std::to_string(static_cast<std::int64_t>(count)) + ", beyond which its dtype " + dtype_name(counter) +
-                    " cannot count");
-    }
-  });
-  return count;
-}
-
-// The number of a step as a function's argument: at least 1. None is "not the first".
-double step_argument(PyObject* step) {
-  if (step == Py_None) return 2;
-  if (!PyIndex_Check(step) || PyBool_Check(step)) type_problem("must be an int, got " + py::repr(step).cast<std::string>());
-  const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(step));
-  int overflow = 0;
-  const long long count = number ? PyLong_AsLongLongAndOverflow(number.ptr(), &overflow) : 0;
-  if (PyErr_Occurred()) throw py::error_already_set();
-  if (overflow != 0 || count < 1 || count > static_cast<long long>(kMaxStep)) {
-    value_problem("must be from 1 to 2^53, got " + py::repr(step).cast<std::string>());
-  }
-  return static_cast<double>(count);
 }
 
 }  // namespace
@@ -142,34 +60,36 @@ Plan::Group Plan::parse_group(py::handle kernel) const {
   return group;
 }
 
-void Plan::read_count(Item& item, PyObject* counter) {
-  try {
-    thread_local View view;
-    const bool is_number = PyLong_Check(counter) || PyFloat_Check(counter);
-    const double count = is_number ? PyFloat_AsDouble(counter) : read_number(counter, view, holds_);
-    if (is_number && PyErr_Occurred()) throw py::error_already_set();
-    if (!(count >= 0 && count < kMaxStep && count == std::floor(count))) {
-      value_problem("must be a whole number from 0 to 2^53 - 1, got " + py::repr(counter).cast<std::string>());
+// Where the states of a parameter lie: in `dict`, as far as they are there; the rest is made.
+void Plan::find_states(Item& item, PyObject* dict, const py::object& make_state, std::vector<Fresh>& created) {
+  const RuleInfo& rule = *groups_[static_cast<std::size_t>(item.group)].rule;
+  py::object missing;  // made only if needed: an object a parameter would call for Python's garbage collector
+  const auto find = [&](PyObject* name) -> PyObject* {
+    PyObject* value = dict && PyDict_Check(dict) ? PyDict_GetItemWithError(dict, name) : nullptr;
+    if (value && value != Py_None) return value;
+    if (!missing) missing = py::list();
+    if (PyList_Append(missing.ptr(), name) != 0) throw py::error_already_set();
+    return nullptr;
+  };
+  for (std::size_t k = 0; k < rule.states.size(); ++k) item.operands[2 + k] = find(rule.states[k]);
+  PyObject* counter = counts_steps_ ? find(step_name()) : nullptr;
+
+  if (missing) {
+    const py::dict fresh = make_state(item.group, py::handle(item.operands[0]), missing);
+    holds_.object(fresh.ptr());
+    created.push_back({item.key, fresh.ptr()});
+    dict = fresh.ptr();
+    for (std::size_t k = 0; k < rule.states.size(); ++k) {
+      if (!item.operands[2 + k]) item.operands[2 + k] = fresh[py::handle(rule.states[k])].ptr();
     }
-    item.step = count + 1;
-    if (!is_number) item.counter = {view.kind, view.bits, view.data};
-    item.counts = true;
+    if (counts_steps_ && !counter) counter = fresh[py::handle(step_name())].ptr();
+  }
+  try {
+    if (counter) item.step = item.counter.read(dict, counter, holds_) + 1;
   } catch (Problem& problem) {
     refuse(item, kMaxOperands, problem);
   }
-}
-
-void Plan::write_count(const Item& item) {
-  if (!item.counter.data) {
-    const py::object value = py::int_(static_cast<std::int64_t>(item.step));
-    if (PyDict_SetItem(item.dict, step_name(), value.ptr()) != 0) throw py::error_already_set();
-  } else if (item.counter.kind == 'i') {
-    *reinterpret_cast<std::int64_t*>(item.counter.data) = static_cast<std::int64_t>(item.step);
-  } else if (item.counter.bits == 32) {
-    *reinterpret_cast<float*>(item.counter.data) = static_cast<float>(item.step);
-  } else {
-    *reinterpret_cast<double*>(item.counter.data) = item.step;
-  }
+  item.first = rule.has_first && (missing || (counter && item.step == 1));
 }
 
 void Plan::step(const py::list& params, const py::object& grads, const py::list& keys, const py::dict& state,
@@ -183,13 +103,12 @@ void Plan::step(const py::list& params, const py::object& grads, const py::list&
   }
   StateWalk walk(state.ptr(), holds_);
   items_.reserve(params.size());
-  std::vector<std::pair<PyObject*, PyObject*>> created;  // key, dict of new states
+  std::vector<Fresh> created;
 
   std::size_t index = 0;
   for (const py::handle group : groups) {
     const auto members = py::cast<std::size_t>(py::handle(PyTuple_GetItem(group.ptr(), 0)));
     groups_.push_back(parse_group(PyTuple_GetItem(group.ptr(), 1)));
-    const RuleInfo& rule = *groups_.back().rule;
     for (std::size_t end = index + members; index < end; ++index) {
       PyObject* param = PyList_GetItem(params.ptr(), static_cast<Py_ssize_t>(index));
       if (!param) throw py::error_already_set();
@@ -200,49 +119,24 @@ void Plan::step(const py::list& params, const py::object& grads, const py::list&
       if (grad == Py_None) continue;
 
       PyObject* key = PyList_GetItem(keys.ptr(), static_cast<Py_ssize_t>(index));
-      items_.push_back({index, static_cast<int>(groups_.size()) - 1, key, {param, grad}, 2, false, false, nullptr, {}});
-      Item& item = items_.back();
-      PyObject* dict = walk.find(key);
-      item.dict = dict;
-
-      py::object missing;  // made only if needed: an object a parameter would call for Python's garbage collector
-      const auto miss = [&](PyObject* name) {
-        if (!missing) missing = py::list();
-        if (PyList_Append(missing.ptr(), name) != 0) throw py::error_already_set();
-      };
-      const auto find = [&](PyObject* name) -> PyObject* {
-        PyObject* value = dict && PyDict_Check(dict) ? PyDict_GetItemWithError(dict, name) : nullptr;
-        return value == Py_None ? nullptr : value;
-      };
-      for (std::size_t k = 0; k < rule.states.size(); ++k) {
-        item.operands[2 + k] = find(rule.states[k]);
-        if (!item.operands[2 + k]) miss(rule.states[k]);
-      }
-      PyObject* counter = counts_steps_ ? find(step_name()) : nullptr;
-      if (counts_steps_ && !counter) miss(step_name());
-      if (missing) {
-        const py::dict fresh = make_state(groups_.size() - 1, py::handle(param), missing);
-        holds_.object(fresh.ptr());
-        for (std::size_t k = 0; k < rule.states.size(); ++k) {
-          if (!item.operands[2 + k]) item.operands[2 + k] = fresh[py::handle(rule.states[k])].ptr();
-        }
-        if (counts_steps_ && !counter) counter = fresh[py::handle(step_name())].ptr();
-        created.emplace_back(key, fresh.ptr());
-        item.dict = fresh.ptr();
-        item.first = rule.has_first;
-      }
-      if (counter) read_count(item, counter);
-      if (rule.has_first && counter && item.step == 1) item.first = true;
-      take(item);
+      items_.push_back({index, static_cast<int>(groups_.size()) - 1, key, {param, grad}});
+      find_states(items_.back(), walk.find(key), make_state, created);
+      take(items_.back());
     }
   }
   run();
   commit(state.ptr(), created);
 }
 
-void Plan::step_arrays(const py::handle& kernel, const py::object& params, const py::object& grads, const py::tuple& states,
+Plan& Plan::of_functions() {
+  thread_local Plan plan({}, Face::kArray, false);
+  return plan;
+}
+
+void Plan::step_arrays(const char* function, const py::handle& kernel, const py::object& params, const py::object& grads, const py::tuple& states,
                        const py::object& step) {
   const Scope scope(*this);
+  labels_.function = function;
   groups_.push_back(parse_group(kernel));
   const RuleInfo& rule = *groups_.back().rule;
   if (states.size() != rule.states.size()) {
@@ -255,7 +149,7 @@ void Plan::step_arrays(const py::handle& kernel, const py::object& params, const
   given[n] = step.ptr();
 
   const auto add = [&](std::size_t index, PyObject* const* operands, PyObject* number) {
-    items_.push_back({index, 0, nullptr, {}, 2, false, false, nullptr, {}});
+    items_.push_back({index, 0, nullptr});
     Item& item = items_.back();
     std::copy_n(operands, n, item.operands);
     try {
@@ -276,7 +170,7 @@ void Plan::step_arrays(const py::handle& kernel, const py::object& params, const
   // Sequences: all of one length; a single step number serves all.
   PyObject* lists[kMaxOperands + 1] = {};
   const bool one_step = step.is_none() || (PyIndex_Check(step.ptr()) && !PySequence_Check(step.ptr()));
-  const Item names{0, 0, nullptr, {}, 2, false, false, nullptr, {}};
+  const Item names{0, 0, nullptr};
   for (int k = 0; k < (one_step ? n : n + 1); ++k) {
     const int operand = k == n ? kMaxOperands : k;
     const auto name = [&] {
@@ -387,9 +281,9 @@ void Plan::run() {
   bump_versions();
 }
 
-void Plan::commit(PyObject* state, const std::vector<std::pair<PyObject*, PyObject*>>& created) {
+void Plan::commit(PyObject* state, const std::vector<Fresh>& created) {
   for (const Item& item : items_) {
-    if (item.counts) write_count(item);
+    if (item.counter) item.counter.write(item.step);
   }
   for (const auto& [key, fresh] : created) {
     PyObject* dict = PyDict_GetItemWithError(state, key);
@@ -417,29 +311,6 @@ void Plan::bump_versions() const {
     if (!error.matches(PyExc_TypeError) && !error.matches(PyExc_AttributeError)) throw;
     for (const py::handle tensor : list) increment(tensor);  // torch before 2.6 takes one tensor at a time
   }
-}
-
-void touch(const py::list& outputs, const py::list& inputs) {
-  const auto n = static_cast<int>(outputs.size()) + 1;
-  if (outputs.empty() || n > kMaxOperands || inputs.size() != 1) raise(PyExc_ValueError, "touch: takes up to 5 outputs and 1 input");
-  PyObject* objects[kMaxOperands] = {outputs[0].ptr(), inputs[0].ptr()};
-  for (int k = 2; k < n; ++k) objects[k] = outputs[static_cast<std::size_t>(k - 1)].ptr();
-  Holds holds;
-  Entry entry;
-  try {
-    std::vector<View> views(static_cast<std::size_t>(n));
-    for (int k = 0; k < n; ++k) read(objects[k], views[static_cast<std::size_t>(k)], holds);
-    entry.update(views.data(), n, objects);
-  } catch (Problem& problem) {
-    raise(problem.type, "touch: an operand " + problem.text);
-  } catch (OperandProblem& problem) {
-    raise(problem.problem.type, "touch: operand " + std::to_string(problem.operand) + " " + problem.problem.text);
-  }
-  Pipeline pipeline;
-  cpu::make_touch_pipeline(n - 2, entry.sweep().compute, pipeline);
-  const std::vector<Work> works{{&entry.sweep(), &pipeline}};
-  const py::gil_scoped_release release;
-  cpu::run(works);
 }
 
 }  // namespace gradstep::python

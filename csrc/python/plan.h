@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../core/sweep.h"
+#include "counter.h"
 #include "entry.h"
 #include "labels.h"
 #include "overlap.h"
@@ -24,6 +25,9 @@ class Plan {
   // `counts_steps`: whether a parameter's states have a "step".
   Plan(std::string function, Face face, bool counts_steps) : labels_{std::move(function), face}, counts_steps_(counts_steps) {}
 
+  // The plan that the functions share in one thread: calls with the same arrays need not be checked again.
+  static Plan& of_functions();
+
   // Steps the optimizer's parameters. `grads` is a list, or None: then each parameter's `.grad`. A None among the gradients leaves
   // that parameter, its states and its count alone. `state` maps the keys (one a parameter) to dicts of states; where states are
   // missing, `make_state(group, param, names)` returns a dict of them, which enters `state` only if the step is carried out. `groups` is a
@@ -31,8 +35,8 @@ class Plan {
   void step(const pybind11::list& params, const pybind11::object& grads, const pybind11::list& keys, const pybind11::dict& state,
             const pybind11::list& groups, const pybind11::object& make_state);
 
-  // One step of one array, or of sequences of arrays, with the states given in the order of the rule's.
-  void step_arrays(const pybind11::handle& kernel, const pybind11::object& params, const pybind11::object& grads,
+  // One step, for `function`, of one array or of sequences of arrays, with the states given in the order of the rule's.
+  void step_arrays(const char* function, const pybind11::handle& kernel, const pybind11::object& params, const pybind11::object& grads,
                    const pybind11::tuple& states, const pybind11::object& step);
 
  private:
@@ -46,16 +50,15 @@ class Plan {
     std::size_t index;  // in the lists; of its entry
     int group;
     PyObject* key;
-    PyObject* operands[kMaxOperands];
-    double step;  // the number of this step, from 1
-    bool first;   // its states hold nothing yet
-    bool counts;  // `dict` has a "step"
-    PyObject* dict;
-    struct {
-      char kind;
-      int bits;
-      std::byte* data;  // null: a Python number
-    } counter;
+    PyObject* operands[kMaxOperands] = {};
+    double step = 2;     // the number of this step, from 1
+    bool first = false;  // its states hold nothing yet
+    Counter counter = {};
+  };
+
+  // States that were made for this step: the parameter's key, and a dict of them.
+  struct Fresh {
+    PyObject *key, *states;
   };
 
   // Empties what belongs to one call, when it ends.
@@ -66,9 +69,8 @@ class Plan {
   void check_overlap();
   int n_operands(const Item& item) const;
   void make_pipelines();
-  void read_count(Item& item, PyObject* counter);
-  static void write_count(const Item& item);
-  void commit(PyObject* state, const std::vector<std::pair<PyObject*, PyObject*>>& created);
+  void find_states(Item& item, PyObject* dict, const pybind11::object& make_state, std::vector<Fresh>& created);
+  void commit(PyObject* state, const std::vector<Fresh>& created);
   void bump_versions() const;
   Group parse_group(pybind11::handle kernel) const;
   [[noreturn]] void refuse(const Item& item, int operand, const Problem& problem) const;
@@ -92,8 +94,5 @@ class Plan {
   std::vector<Work> works_;
   Holds holds_;
 };
-
-// Reads and writes the arrays as a rule would (`outputs` the parameter and its states, `inputs` its gradient), without any math.
-void touch(const pybind11::list& outputs, const pybind11::list& inputs);
 
 }  // namespace gradstep::python

@@ -7,12 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from gradstep import __version__, config
+from gradstep.bench import cli as bench
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 if all is well, 2 for options that make no sense."""
-    from gradstep.bench import cli as bench
-
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser("gradstep", description="Optimizer steps in one sweep over memory.")
     parser.add_argument("--version", action="version", version=f"gradstep {__version__}")
@@ -25,9 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.show()
         return 0
     try:
-        return bench.run(options, arguments)
-    except bench.Misuse as error:
+        status: int = bench.run(options, arguments)
+    except bench.MisuseError as error:
         bench_parser.error(str(error))
+    return status
 
 
 if __name__ == "__main__":

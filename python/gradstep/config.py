@@ -54,7 +54,8 @@ def set_isa(name: str) -> None:
 def num_threads() -> int:
     """Return how many threads a large step may use, the caller's included.
 
-    By default that is the number of processors that the process may run on, or what its control group grants it, if less.
+    By default that is the number of processors that the process may run on, or what its control group grants it, or
+    ``OMP_NUM_THREADS``, whichever is least.
     """
     return _core.num_threads()
 
@@ -125,7 +126,9 @@ def _cgroup_cpus(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/
 def _default_threads() -> int:
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
     processors = len(affinity(0)) if affinity else (os.cpu_count() or 1)
-    return max(1, math.ceil(min(processors, _cgroup_cpus())))
+    # Launchers that start a process for each processor tell it so by this variable, which torch and BLAS libraries follow.
+    shared = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return max(1, math.ceil(min(processors, _cgroup_cpus(), int(shared) if shared.isdecimal() and int(shared) else math.inf)))
 
 
 def _read_environment() -> None:

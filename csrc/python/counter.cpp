@@ -1,0 +1,79 @@
+#include "counter.h"
+
+#include <cmath>
+
+namespace gradstep::python {
+namespace py = pybind11;
+namespace {
+
+// Up to here every integer is a double.
+constexpr double kMaxStep = 9007199254740992.0;
+
+// Calls function(pointer to the number), of the type that it has.
+template <class Function>
+void with_number(char kind, int bits, std::byte* data, Function function) {
+  if (kind == 'f' && bits == 32) function(reinterpret_cast<float*>(data));
+  else if (kind == 'f' && bits == 64) function(reinterpret_cast<double*>(data));
+  else if (kind == 'i' && bits == 64) function(reinterpret_cast<std::int64_t*>(data));
+  else type_problem("must be an int, or a float32, float64 or int64 array");
+}
+
+}  // namespace
+
+PyObject* step_name() {
+  static PyObject* name = PyUnicode_InternFromString("step");
+  return name;
+}
+
+double Counter::read(PyObject* dict, PyObject* object, Holds& holds) {
+  double count = 0;
+  if (PyLong_Check(object) || PyFloat_Check(object)) {
+    count = PyFloat_AsDouble(object);
+    if (PyErr_Occurred()) throw py::error_already_set();
+  } else {
+    View view;
+    python::read(object, view, holds);
+    if (view.size() != 1 || !view.data) value_problem("has shape " + tuple_text(view.ndim, view.shape) + ", must hold one number");
+    if (!view.writable) value_problem("is read-only");
+    with_number(view.kind, view.bits, view.data, [&](auto* at) {
+      using T = std::remove_pointer_t<decltype(at)>;
+      count = static_cast<double>(*at);
+      if (count < kMaxStep && static_cast<double>(static_cast<T>(count + 1)) != count + 1) {
+        value_problem("stands at " + std::to_string(static_cast<std::int64_t>(count)) + ", beyond which its dtype " +
+                      dtype_name(object) + " cannot count");
+      }
+    });
+    kind_ = view.kind;
+    bits_ = view.bits;
+    data_ = view.data;
+  }
+  if (!(count >= 0 && count < kMaxStep && count == std::floor(count))) {
+    value_problem("must be a whole number from 0 to 2^53 - 1, got " + py::repr(object).cast<std::string>());
+  }
+  dict_ = dict;
+  return count;
+}
+
+void Counter::write(double count) const {
+  if (data_) {
+    with_number(kind_, bits_, data_, [&](auto* at) { *at = static_cast<std::remove_pointer_t<decltype(at)>>(count); });
+  } else {
+    const py::object value = py::int_(static_cast<std::int64_t>(count));
+    if (PyDict_SetItem(dict_, step_name(), value.ptr()) != 0) throw py::error_already_set();
+  }
+}
+
+double step_argument(PyObject* step) {
+  if (step == Py_None) return 2;
+  if (!PyIndex_Check(step) || PyBool_Check(step)) type_problem("must be an int, got " + py::repr(step).cast<std::string>());
+  const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(step));
+  int overflow = 0;
+  const long long count = number ? PyLong_AsLongLongAndOverflow(number.ptr(), &overflow) : 0;
+  if (PyErr_Occurred()) throw py::error_already_set();
+  if (overflow != 0 || count < 1 || count > static_cast<long long>(kMaxStep)) {
+    value_problem("must be from 1 to 2^53, got " + py::repr(step).cast<std::string>());
+  }
+  return static_cast<double>(count);
+}
+
+}  // namespace gradstep::python
