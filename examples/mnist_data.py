@@ -3,8 +3,6 @@
 The digits are MNIST's from a file, or the small ones that come with scikit-learn.
 """
 
-# ruff: noqa: PLC0415  (what may be missing is imported where it is needed)
-
 from __future__ import annotations
 
 import math

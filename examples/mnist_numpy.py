@@ -14,8 +14,6 @@ for each other by spinning.
 Needs scikit-learn for the small digits, matplotlib for the picture; shows a progress bar if rich is installed.
 """
 
-# ruff: noqa: PLC0415  (what may be missing is imported where it is needed)
-
 from __future__ import annotations
 
 import argparse

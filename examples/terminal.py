@@ -1,7 +1,5 @@
 """What the examples show in a terminal: with rich where it is installed, as plain text otherwise."""
 
-# ruff: noqa: PLC0415  (what may be missing is imported where it is needed)
-
 from __future__ import annotations
 
 import sys

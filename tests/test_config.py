@@ -65,7 +65,11 @@ def test_threads_follow_openmp_but_not_beyond_the_processors() -> None:
     show = "from gradstep import config; print(config.num_threads())"
     for value, expected in (("1", "1"), ("1,4", "1"), ("9999", None), ("many", None)):
         result = subprocess.run(
-            [sys.executable, "-c", show], env={**environment, "OMP_NUM_THREADS": value}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", show],
+            env={**environment, "OMP_NUM_THREADS": value},
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert result.stdout.strip() == (expected or str(config._default_threads()))
 
