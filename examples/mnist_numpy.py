@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from mnist_data import CLASSES, Digits, Examples, make_parser, parse_args, positive_int
 from numpy.typing import NDArray
-from terminal import progress_bar
 
 import gradstep
+from mnist_data import CLASSES, Digits, Examples, make_parser, parse_args, positive_int
+from terminal import progress_bar
 
 Array: TypeAlias = NDArray[np.float32]
 Labels: TypeAlias = NDArray[np.int64]

@@ -29,11 +29,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from mnist_data import CLASSES, Digits, Examples, make_parser, parse_args
-from terminal import print_table, progress_bar
 from torch import Tensor, nn
 
 import gradstep.torch
+from mnist_data import CLASSES, Digits, Examples, make_parser, parse_args
+from terminal import print_table, progress_bar
 
 Batch = tuple[Tensor, Tensor]
 
