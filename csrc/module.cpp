@@ -36,7 +36,8 @@ void register_plan(py::module_& m) {
            py::arg("make_state"));
   m.def(
       "update",
-      [](const char* function, const py::tuple& kernel, const py::object& params, const py::object& grads, const py::tuple& states,
+      [](const char* function, const py::tuple& kernel, const py::object& params, const py::object& grads,
+         const py::tuple& states,
          const py::object& step) { Plan::of_functions().step_arrays(function, kernel, params, grads, states, step); },
       py::arg("function"), py::arg("kernel"), py::arg("params"), py::arg("grads"), py::arg("states"), py::arg("step"),
       "One step of one array, or of sequences of arrays, in place.");
@@ -51,12 +52,14 @@ void register_config(py::module_& m) {
   m.def("set_num_threads", &cpu::set_num_threads);
   m.def(
       "set_openmp", [](std::uintptr_t parallel) { cpu::set_openmp(reinterpret_cast<cpu::OpenMpParallel>(parallel)); },
-      py::arg("parallel"), "Run on the threads of the OpenMP library whose GOMP_parallel stands at this address; 0: on our own.");
+      py::arg("parallel"),
+      "Run on the threads of the OpenMP library whose GOMP_parallel stands at this address; 0: on our own.");
   m.def("flush_denormals", &cpu::flush_denormals);
   m.def("set_flush_denormals", &cpu::set_flush_denormals);
   m.def("set_use_exchange_api", &set_use_exchange_api, "Read tensors through torch's C table where there is one. For tests.");
-  m.attr("build") = py::dict(py::arg("compiler") = GRADSTEP_COMPILER, py::arg("flags") = GRADSTEP_FLAGS,
-                             py::arg("build_type") = GRADSTEP_BUILD_TYPE, py::arg("pybind11") = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR));
+  m.attr("build") = py::dict(
+      py::arg("compiler") = GRADSTEP_COMPILER, py::arg("flags") = GRADSTEP_FLAGS, py::arg("build_type") = GRADSTEP_BUILD_TYPE,
+      py::arg("pybind11") = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR));
 }
 
 }  // namespace

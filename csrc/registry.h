@@ -9,7 +9,7 @@
 
 namespace gradstep {
 
-using Rules = List<Sgd, SgdMomentum<false>, SgdMomentum<true>, Adam<false>, Adam<true>, Lion, Adagrad,
-                   Rmsprop<false, false>, Rmsprop<true, false>, Rmsprop<false, true>, Rmsprop<true, true>>;
+using Rules = List<Sgd, SgdMomentum<false>, SgdMomentum<true>, Adam<false>, Adam<true>, Lion, Adagrad, Rmsprop<false, false>,
+                   Rmsprop<true, false>, Rmsprop<false, true>, Rmsprop<true, true>>;
 
 }  // namespace gradstep

@@ -14,17 +14,25 @@ enum class Format : std::uint8_t { kFloat32, kFloat64 };
 struct Float32 {
   using Stored = float;
   template <class T>
-  GRADSTEP_HD static T decode(float x) { return T(x); }
+  GRADSTEP_HD static T decode(float x) {
+    return T(x);
+  }
   template <class T>
-  GRADSTEP_HD static float encode(T x) { return float(x); }
+  GRADSTEP_HD static float encode(T x) {
+    return float(x);
+  }
 };
 
 struct Float64 {
   using Stored = double;
   template <class T>
-  GRADSTEP_HD static T decode(double x) { return T(x); }
+  GRADSTEP_HD static T decode(double x) {
+    return T(x);
+  }
   template <class T>
-  GRADSTEP_HD static double encode(T x) { return double(x); }
+  GRADSTEP_HD static double encode(T x) {
+    return double(x);
+  }
 };
 
 // In the order of `Format`.

@@ -18,8 +18,8 @@ struct Layout {
 // `strides[k]` are the strides in bytes of operand k, of `ndim` dimensions `shape`, whose items have `item` bytes.
 Layout make_layout(int ndim, const std::int64_t* shape, const std::vector<const std::int64_t*>& strides, std::int64_t item);
 
-// Whether no two elements of an array share memory. Exact up to 2^24 elements; beyond that, an array whose dimensions interleave
-// in an order that no nesting explains counts as overlapping.
+// Whether no two elements of an array share memory. Exact up to 2^24 elements; beyond that, an array whose dimensions
+// interleave in an order that no nesting explains counts as overlapping.
 bool has_distinct_elements(int ndim, const std::int64_t* shape, const std::int64_t* strides, std::int64_t item);
 
 }  // namespace gradstep

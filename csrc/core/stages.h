@@ -39,8 +39,8 @@ using GradientStages = List<Scale, CoupledDecay>;
 
 //   p <- p - (lr weight_decay p + update)    AdamW's and Lion's decay
 //
-// The decay joins the update before it meets p, so p is rounded once a step: over 2,000 float32 steps that leaves 25 to 48 times
-// less error than (1 - lr weight_decay) p - update. It needs no loop of its own: it is a variant of the rule's.
+// The decay joins the update before it meets p, so p is rounded once a step: over 2,000 float32 steps that leaves 25 to 48
+// times less error than (1 - lr weight_decay) p - update. It needs no loop of its own: it is a variant of the rule's.
 struct DecoupledDecay {
   double weight_decay;
   static constexpr const char* name = "decoupled_decay";

@@ -32,7 +32,9 @@ bool supports(int bit_of_ebx7, unsigned long long xcr0) {
   return regs[1] >> bit_of_ebx7 & 1;
 }
 bool supports_v3() { return supports(5, 0x6); }
-bool supports_v4() { return supports_v3() && supports(16, 0xe6) && supports(17, 0xe6) && supports(30, 0xe6) && supports(31, 0xe6); }
+bool supports_v4() {
+  return supports_v3() && supports(16, 0xe6) && supports(17, 0xe6) && supports(30, 0xe6) && supports(31, 0xe6);
+}
 #else
 bool supports_v3() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&

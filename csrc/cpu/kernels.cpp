@@ -11,9 +11,9 @@ namespace {
 
 // ---- rules and stages over a tile -----------------------------------------------------------------------------------------
 
-// A loop over elements, in blocks of a few vectors. Where operands come from memory, each block first asks for one that lies ahead:
-// the processor's own prefetchers fall behind a loop with a square root and a division in it. (AdamW, float32, 48M elements, one
-// thread: 57 GB/s instead of 46; but in the caches the hints only cost, 20 to 30 %.)
+// A loop over elements, in blocks of a few vectors. Where operands come from memory, each block first asks for one that lies
+// ahead: the processor's own prefetchers fall behind a loop with a square root and a division in it. (AdamW, float32, 48M
+// elements, one thread: 57 GB/s instead of 46; but in the caches the hints only cost, 20 to 30 %.)
 template <class T, class Element, class... Operand>
 GRADSTEP_HD void for_each(const Tile<T>& tile, Element element, const Operand*... operands) {
   constexpr std::int64_t kBlock = 64, kAhead = 512;
@@ -71,8 +71,9 @@ void gradient_stage(const std::byte* constants, void* erased) {
   tile.grad = out;
 }
 
-// The access pattern of a rule with `kStates` states without its math: reads every operand and writes back what it has read. How
-// fast that goes is the limit of any rule; benchmarks quote the share of it. The constants hold a zero that the compiler can't see.
+// The access pattern of a rule with `kStates` states without its math: reads every operand and writes back what it has read.
+// How fast that goes is the limit of any rule; benchmarks quote the share of it. The constants hold a zero that the compiler
+// can't see.
 template <class T, std::size_t kStates>
 void touch(const std::byte* constants, void* erased) {
   using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
@@ -87,7 +88,8 @@ void touch(const std::byte* constants, void* erased) {
       };
       for_each(tile, element, p, g, s...);
     };
-    loop(reinterpret_cast<Bits*>(tile.param), reinterpret_cast<const Bits*>(tile.grad), reinterpret_cast<Bits*>(tile.states[k])...);
+    loop(reinterpret_cast<Bits*>(tile.param), reinterpret_cast<const Bits*>(tile.grad),
+         reinterpret_cast<Bits*>(tile.states[k])...);
   }(std::make_index_sequence<kStates>());
 }
 
@@ -167,7 +169,8 @@ GRADSTEP_HD T* in_place(const Operand& operand, std::int64_t begin) {
 }
 
 template <class T>
-GRADSTEP_NOINLINE void sweep_in_tiles(const Sweep& sweep, const Pipeline& pipeline, std::int64_t begin, std::int64_t end, bool prefetch) {
+GRADSTEP_NOINLINE void sweep_in_tiles(const Sweep& sweep, const Pipeline& pipeline, std::int64_t begin, std::int64_t end,
+                                      bool prefetch) {
   alignas(64) T scratch[1 + kMaxOperands][kTile];
   const int n = sweep.n_operands;
   for (; begin < end; begin += kTile) {
@@ -196,7 +199,8 @@ void sweep(const Sweep& sweep, const Pipeline& pipeline, std::int64_t begin, std
   for (int k = 0; k < sweep.n_operands; ++k) direct = direct && !sweep.operands[k].strides;
   if (!direct) return sweep_in_tiles<T>(sweep, pipeline, begin, end, prefetch);
 
-  Tile<T> tile{in_place<T>(sweep.operands[0], begin), in_place<T>(sweep.operands[1], begin), nullptr, {}, end - begin, prefetch};
+  Tile<T> tile{
+      in_place<T>(sweep.operands[0], begin), in_place<T>(sweep.operands[1], begin), nullptr, {}, end - begin, prefetch};
   for (int k = 2; k < sweep.n_operands; ++k) tile.states[k - 2] = in_place<T>(sweep.operands[k], begin);
   run(pipeline, tile);
 }

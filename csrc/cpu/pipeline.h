@@ -19,8 +19,8 @@ struct Settings {
   double decoupled_decay = 0;
 };
 
-// Fills the pipeline of step `step` (counted from 1) for tensors computed in `compute`, with the loops of the instruction set in
-// use. `first`: the states hold nothing yet.
+// Fills the pipeline of step `step` (counted from 1) for tensors computed in `compute`, with the loops of the instruction set
+// in use. `first`: the states hold nothing yet.
 void make_pipeline(const Settings& settings, double step, bool first, Format compute, Pipeline& pipeline);
 
 // Fills the pipeline that touches a parameter, its gradient and `states` states without any math.

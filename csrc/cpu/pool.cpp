@@ -33,9 +33,9 @@ struct Job {
   }
 };
 
-// Workers sleep on `gate_`, whose value is (job number, workers inside the job, closed). A worker that wakes up joins the job if
-// it is still open; the caller closes the job when no task is left and waits only for the workers inside. So a worker that the
-// system wakes late delays nobody.
+// Workers sleep on `gate_`, whose value is (job number, workers inside the job, closed). A worker that wakes up joins the job
+// if it is still open; the caller closes the job when no task is left and waits only for the workers inside. So a worker that
+// the system wakes late delays nobody.
 class Pool {
  public:
   bool run(int threads, Job& job) {
@@ -106,8 +106,8 @@ class Pool {
   Job* job_ = nullptr;
 };
 
-// Never destroyed: its threads wait on it until the process ends. A forked child has none of them, so it leaves the parent's pool
-// alone, whatever state it was in, and makes one of its own.
+// Never destroyed: its threads wait on it until the process ends. A forked child has none of them, so it leaves the parent's
+// pool alone, whatever state it was in, and makes one of its own.
 std::atomic<Pool*> the_pool{nullptr};
 
 void start_anew_after_fork() {

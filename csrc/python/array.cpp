@@ -93,7 +93,11 @@ void read_dltensor(const dlpack::Tensor& tensor, View& view) {
   if (tensor.ndim > kMaxDims) too_many_dimensions(tensor.ndim);
   const bool complex = tensor.dtype.code == dlpack::kComplex;
   view.data = static_cast<std::byte*>(tensor.data) + tensor.byte_offset;
-  view.kind = tensor.dtype.lanes != 1 ? '\0' : complex ? 'c' : tensor.dtype.code == dlpack::kFloat ? 'f' : tensor.dtype.code == 0 ? 'i' : '\0';
+  view.kind = tensor.dtype.lanes != 1               ? '\0'
+              : complex                             ? 'c'
+              : tensor.dtype.code == dlpack::kFloat ? 'f'
+              : tensor.dtype.code == 0              ? 'i'
+                                                    : '\0';
   view.bits = tensor.dtype.bits / (complex ? 2 : 1);
   view.native = view.writable = true;
   view.ndim = tensor.ndim;
@@ -106,9 +110,7 @@ void read_dltensor(const dlpack::Tensor& tensor, View& view) {
   }
 }
 
-py::object call(PyObject* object, const char* method) {
-  return py::reinterpret_borrow<py::object>(object).attr(method)();
-}
+py::object call(PyObject* object, const char* method) { return py::reinterpret_borrow<py::object>(object).attr(method)(); }
 
 // Conjugation and negation that torch has put off: the memory holds other numbers than the tensor. They come from views of
 // complex tensors, whose parts do not lie side by side, so other tensors need not be asked (nor numbers: torch computes those).

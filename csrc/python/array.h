@@ -20,8 +20,8 @@ struct Problem {
 [[noreturn]] inline void type_problem(std::string text) { throw Problem{PyExc_TypeError, std::move(text)}; }
 [[noreturn]] inline void value_problem(std::string text) { throw Problem{PyExc_ValueError, std::move(text)}; }
 
-// An array as it stands in memory. A complex array is read as its real and imaginary parts, a last dimension of two: that is how
-// torch's optimizers treat it (torch.view_as_real).
+// An array as it stands in memory. A complex array is read as its real and imaginary parts, a last dimension of two: that is
+// how torch's optimizers treat it (torch.view_as_real).
 struct View {
   std::byte* data;
   char kind;  // of the dtype, as in NumPy: 'f', 'c', 'i', ...; 0 where there is none that NumPy has

@@ -33,7 +33,8 @@ double Counter::read(PyObject* dict, PyObject* object, Holds& holds) {
   } else {
     View view;
     python::read(object, view, holds);
-    if (view.size() != 1 || !view.data) value_problem("has shape " + tuple_text(view.ndim, view.shape) + ", must hold one number");
+    if (view.size() != 1 || !view.data)
+      value_problem("has shape " + tuple_text(view.ndim, view.shape) + ", must hold one number");
     if (!view.writable) value_problem("is read-only");
     with_number(view.kind, view.bits, view.data, [&](auto* at) {
       using T = std::remove_pointer_t<decltype(at)>;

@@ -7,7 +7,8 @@
 
 namespace gradstep::python {
 
-// The count in a state dict: a Python number, or an array of one number (float32, float64, int64), which is counted up in place.
+// The count in a state dict: a Python number, or an array of one number (float32, float64, int64), which is counted up in
+// place.
 class Counter {
  public:
   // Whether there is a count at all.

@@ -47,7 +47,8 @@ void check_memory(const View& view) {
   for (int d = 0; d < view.ndim; ++d) aligned = aligned && (view.shape[d] == 1 || view.strides[d] % item == 0);
   if (!aligned) {
     value_problem("is misaligned: address " + std::to_string(reinterpret_cast<std::uintptr_t>(view.data)) + " and strides " +
-                  tuple_text(view.ndim, view.strides, view.kind == 'c') + " must be multiples of " + std::to_string(item) + " bytes");
+                  tuple_text(view.ndim, view.strides, view.kind == 'c') + " must be multiples of " + std::to_string(item) +
+                  " bytes");
   }
 }
 
@@ -69,7 +70,8 @@ Entry::Change Entry::update(const View* views, int n, PyObject* const* objects) 
   append(now, views[1]);
   if (now == seen_) return Change::kNone;
 
-  const bool same_outputs = seen_.size() >= outputs && std::equal(now.begin(), now.begin() + static_cast<std::ptrdiff_t>(outputs), seen_.begin());
+  const bool same_outputs =
+      seen_.size() >= outputs && std::equal(now.begin(), now.begin() + static_cast<std::ptrdiff_t>(outputs), seen_.begin());
   seen_.clear();
   check(views, n, objects);
   lay_out(views, n);

@@ -8,8 +8,8 @@ namespace {
 
 bool apart(const Entry::Span& a, const Entry::Span& b) { return a.end <= b.begin || b.end <= a.begin; }
 
-// Whether two operands whose spans intersect have an element in common. Interleaved views, two columns of a matrix for one, have
-// not. What NumPy can't decide within a million steps counts as sharing.
+// Whether two operands whose spans intersect have an element in common. Interleaved views, two columns of a matrix for one,
+// have not. What NumPy can't decide within a million steps counts as sharing.
 bool share_memory(const Entry& a, int operand_a, const Entry& b, int operand_b) {
   const bool both_dense = !a.sweep().operands[operand_a].strides && !b.sweep().operands[operand_b].strides;
   if (both_dense && a.sweep().ndim == 0 && b.sweep().ndim == 0) return true;
@@ -37,7 +37,9 @@ Outputs::Clash Outputs::assign(const std::vector<const Entry*>& entries) {
     for (std::size_t j = i; j-- > 0 && reach_[j] > items_[i].span.begin;) {
       if (apart(items_[i].span, items_[j].span)) continue;
       const OperandRef a = items_[j].ref, b = items_[i].ref;
-      if (!share_memory(*entries[static_cast<std::size_t>(a.entry)], a.operand, *entries[static_cast<std::size_t>(b.entry)], b.operand)) continue;
+      if (!share_memory(*entries[static_cast<std::size_t>(a.entry)], a.operand, *entries[static_cast<std::size_t>(b.entry)],
+                        b.operand))
+        continue;
       const bool in_order = a.entry != b.entry ? a.entry < b.entry : a.operand < b.operand;
       return {true, in_order ? a : b, in_order ? b : a};
     }

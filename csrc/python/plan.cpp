@@ -9,7 +9,8 @@ namespace gradstep::python {
 namespace py = pybind11;
 namespace {
 
-// Elements from which on a step lets other Python threads run meanwhile; under it, handing over the GIL costs more than the step.
+// Elements from which on a step lets other Python threads run meanwhile; under it, handing over the GIL costs more than the
+// step.
 constexpr std::int64_t kReleaseGil = 1 << 14;
 
 [[noreturn]] void raise(PyObject* type, const std::string& text) {
@@ -133,14 +134,15 @@ Plan& Plan::of_functions() {
   return plan;
 }
 
-void Plan::step_arrays(const char* function, const py::handle& kernel, const py::object& params, const py::object& grads, const py::tuple& states,
-                       const py::object& step) {
+void Plan::step_arrays(const char* function, const py::handle& kernel, const py::object& params, const py::object& grads,
+                       const py::tuple& states, const py::object& step) {
   const Scope scope(*this);
   labels_.function = function;
   groups_.push_back(parse_group(kernel));
   const RuleInfo& rule = *groups_.back().rule;
   if (states.size() != rule.states.size()) {
-    raise(PyExc_TypeError, labels_.function + ": takes " + std::to_string(rule.states.size()) + " states, got " + std::to_string(states.size()));
+    raise(PyExc_TypeError,
+          labels_.function + ": takes " + std::to_string(rule.states.size()) + " states, got " + std::to_string(states.size()));
   }
 
   PyObject* given[kMaxOperands + 1] = {params.ptr(), grads.ptr()};
@@ -186,8 +188,9 @@ void Plan::step_arrays(const char* function, const py::handle& kernel, const py:
     }
     holds_.take(lists[k]);
     if (PySequence_Fast_GET_SIZE(lists[k]) != PySequence_Fast_GET_SIZE(lists[0])) {
-      raise(PyExc_ValueError, name() + " has " + std::to_string(PySequence_Fast_GET_SIZE(lists[k])) + (k == n ? " numbers" : " arrays") +
-                                  ", params has " + std::to_string(PySequence_Fast_GET_SIZE(lists[0])));
+      raise(PyExc_ValueError, name() + " has " + std::to_string(PySequence_Fast_GET_SIZE(lists[k])) +
+                                  (k == n ? " numbers" : " arrays") + ", params has " +
+                                  std::to_string(PySequence_Fast_GET_SIZE(lists[0])));
     }
   }
   for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(lists[0]); ++i) {
@@ -225,7 +228,8 @@ void Plan::take(const Item& item) {
 void Plan::check_overlap() {
   const auto refuse_clash = [&](const Outputs::Clash& clash) {
     if (!clash.found) return;
-    const Item &first = items_[static_cast<std::size_t>(clash.first.entry)], &second = items_[static_cast<std::size_t>(clash.second.entry)];
+    const Item &first = items_[static_cast<std::size_t>(clash.first.entry)],
+               &second = items_[static_cast<std::size_t>(clash.second.entry)];
     const bool twice = clash.first.operand == 0 && clash.second.operand == 0 && first.operands[0] == second.operands[0];
     refuse(second, clash.second.operand,
            {PyExc_ValueError, twice ? "is " + label(first, 0) + " again: a parameter may be given once"
@@ -260,7 +264,8 @@ void Plan::make_pipelines() {
     const Sweep& sweep = entries_[item.index].sweep();
     Last& at = last[static_cast<std::size_t>(item.group) * 2 + (sweep.compute == Format::kFloat64)];
     if (!at.item || at.item->step != item.step || at.item->first != item.first) {
-      cpu::make_pipeline(groups_[static_cast<std::size_t>(item.group)].settings, item.step, item.first, sweep.compute, pipelines_.emplace_back());
+      cpu::make_pipeline(groups_[static_cast<std::size_t>(item.group)].settings, item.step, item.first, sweep.compute,
+                         pipelines_.emplace_back());
       at = {&item, &pipelines_.back()};
     }
     works_.push_back({&sweep, at.pipeline});
@@ -304,7 +309,8 @@ void Plan::bump_versions() const {
   }
   if (!tensors) return;
   const auto list = py::reinterpret_steal<py::list>(tensors);
-  static const py::handle increment = py::object(py::module_::import("torch.autograd.graph").attr("increment_version")).release();
+  static const py::handle increment =
+      py::object(py::module_::import("torch.autograd.graph").attr("increment_version")).release();
   try {
     increment(list);
   } catch (py::error_already_set& error) {

@@ -55,7 +55,9 @@ double number(PyObject* object, const Field& field) {
     PyErr_Clear();
     type_problem(std::string(field.name) + " must be a number, got " + py::repr(object).cast<std::string>());
   }
-  const auto refuse = [&](const char* rule) { value_problem(std::string(field.name) + " must be " + rule + ", got " + number_text(x)); };
+  const auto refuse = [&](const char* rule) {
+    value_problem(std::string(field.name) + " must be " + rule + ", got " + number_text(x));
+  };
   if (field.range == Range::kNonNegative && !(x >= 0)) refuse(">= 0");
   if (field.range == Range::kBelowOne && !(x >= 0 && x < 1)) refuse("in [0, 1)");
   if (!std::isfinite(x)) refuse("finite");
@@ -77,7 +79,9 @@ void parse_values(PyObject* tuple, Py_ssize_t first, const std::vector<Field>& f
 
 void parse_stage(PyObject* stage, cpu::Settings& settings) {
   PyObject* name = PyTuple_Check(stage) && PyTuple_GET_SIZE(stage) > 0 ? PyTuple_GET_ITEM(stage, 0) : Py_None;
-  const auto is = [&](const StageInfo& info) { return PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, info.name) == 0; };
+  const auto is = [&](const StageInfo& info) {
+    return PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, info.name) == 0;
+  };
   if (is(decoupled_decay())) {
     std::vector<double> values;
     parse_values(stage, 1, decoupled_decay().fields, values);

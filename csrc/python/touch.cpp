@@ -12,7 +12,8 @@ namespace py = pybind11;
 
 void touch(const py::list& outputs, const py::list& inputs) {
   const auto n = static_cast<int>(outputs.size()) + 1;
-  if (outputs.empty() || n > kMaxOperands || inputs.size() != 1) throw py::value_error("touch: takes up to 5 outputs and 1 input");
+  if (outputs.empty() || n > kMaxOperands || inputs.size() != 1)
+    throw py::value_error("touch: takes up to 5 outputs and 1 input");
   PyObject* objects[kMaxOperands] = {outputs[0].ptr(), inputs[0].ptr()};
   for (int k = 2; k < n; ++k) objects[k] = outputs[static_cast<std::size_t>(k - 1)].ptr();
   Holds holds;

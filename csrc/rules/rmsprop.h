@@ -14,8 +14,8 @@ namespace gradstep {
 template <bool kMomentum, bool kCentered>
 struct Rmsprop {
   double lr, alpha, eps, momentum;
-  static constexpr const char* name = kMomentum ? (kCentered ? "rmsprop_momentum_centered" : "rmsprop_momentum")
-                                                : (kCentered ? "rmsprop_centered" : "rmsprop");
+  static constexpr const char* name =
+      kMomentum ? (kCentered ? "rmsprop_momentum_centered" : "rmsprop_momentum") : (kCentered ? "rmsprop_centered" : "rmsprop");
   static constexpr std::array<Field, 4> fields{{{"lr", Range::kNonNegative},
                                                 {"alpha", Range::kNonNegative},
                                                 {"eps", Range::kNonNegative},
@@ -45,9 +45,7 @@ struct Rmsprop {
       if constexpr (kCentered) return lr * scaled(g, variance(g, v, b_or_a));
       return lr * accumulated(scaled(g, average(g, v)), b_or_a);
     }
-    GRADSTEP_HD T operator()(T, T g, T& v, T& b, T& a) const {
-      return lr * accumulated(scaled(g, variance(g, v, a)), b);
-    }
+    GRADSTEP_HD T operator()(T, T g, T& v, T& b, T& a) const { return lr * accumulated(scaled(g, variance(g, v, a)), b); }
   };
 };
 

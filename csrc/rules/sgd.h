@@ -34,8 +34,7 @@ struct SgdMomentum {
   template <class T>
   struct Update {
     T lr, momentum, rest;
-    Update(const SgdMomentum& rule, double)
-        : lr(T(rule.lr)), momentum(T(rule.momentum)), rest(T(1 - rule.dampening)) {}
+    Update(const SgdMomentum& rule, double) : lr(T(rule.lr)), momentum(T(rule.momentum)), rest(T(1 - rule.dampening)) {}
     GRADSTEP_HD T direction(T g, T b) const {
       if constexpr (kNesterov) return lr * (g + momentum * b);
       return lr * b;
