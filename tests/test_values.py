@@ -12,7 +12,7 @@ from gradstep import config
 from .cases import CASES, Case, gradients, parameters
 
 SMALL = [*range(68), 1023, 1024, 1025, 4097]
-LARGE = [100_003, 1_000_003]
+LARGE = [100_003, 1_000_003]  # several chunks; chunks get longer from 4 million elements on, see test_long_chunks
 STEPS = 3
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -63,6 +63,16 @@ def test_same_bits_on_any_number_of_threads(case: Case, dtype: Any) -> None:
                 assert_same_bits(ours, p, f"parameter of {size}, {isa}, {threads} threads")
                 for name in states:
                     assert_same_bits(our_states[name], states[name], f"{name} of {size}, {isa}, {threads} threads")
+
+
+def test_long_chunks() -> None:
+    case, size = next(case for case in CASES if case.name == "adamw"), 5_000_011
+    p, states = expected(case, size, np.float32)
+    for threads in (1, 3):
+        config.set_num_threads(threads)
+        ours, our_states = computed(case, size, np.float32)
+        assert_same_bits(ours, p, f"parameter, {threads} threads")
+        assert_same_bits(our_states["exp_avg_sq"], states["exp_avg_sq"], f"exp_avg_sq, {threads} threads")
 
 
 @cases

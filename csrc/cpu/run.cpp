@@ -11,8 +11,12 @@ namespace {
 
 std::atomic<bool> flush{true};
 
-// Elements of a chunk: a multiple of the tile, large enough that taking a chunk costs nothing beside running it.
-constexpr std::int64_t kChunk = 16 * kTile;
+// Elements of a chunk: large enough that taking one costs nothing beside running it. Where there is much to do, chunks are
+// longer: the longer a thread walks straight on through memory, the better the processor keeps up.
+constexpr std::int64_t kChunk = 16 * kTile, kLongChunk = 16 * kChunk, kChunks = 256;
+
+// The length of a chunk depends on the amount of work alone, so that the cuts are the same for any number of threads.
+std::int64_t chunk_length(std::int64_t total) { return std::clamp(total / kChunks / kTile * kTile, kChunk, kLongChunk); }
 
 // Under this many elements the work stays on the caller's thread: waking another costs more than it saves.
 constexpr std::int64_t kAlone = 2 * kChunk;
@@ -42,13 +46,13 @@ struct Chunks {
   }
 };
 
-void cut(const std::vector<Work>& works, Chunks& chunks) {
+void cut(const std::vector<Work>& works, std::int64_t length, Chunks& chunks) {
   chunks.pieces.reserve(works.size());
-  std::int64_t filled = kChunk;
+  std::int64_t filled = length;
   for (const Work& work : works) {
-    for (std::int64_t begin = 0; begin < work.sweep->size; begin += kChunk) {
-      const std::int64_t end = std::min(begin + kChunk, work.sweep->size);
-      if (filled + (end - begin) > kChunk) {
+    for (std::int64_t begin = 0; begin < work.sweep->size; begin += length) {
+      const std::int64_t end = std::min(begin + length, work.sweep->size);
+      if (filled + (end - begin) > length) {
         chunks.starts.push_back(chunks.pieces.size());
         filled = 0;
       }
@@ -79,7 +83,7 @@ void run(const std::vector<Work>& works) {
     return;
   }
   Chunks chunks{kernels(), flush_denormals(), prefetch, {}, {}};
-  cut(works, chunks);
+  cut(works, chunk_length(total), chunks);
   parallel_for(
       static_cast<std::int64_t>(chunks.starts.size()) - 1,
       [](void* context, std::int64_t i) { static_cast<const Chunks*>(context)->run(static_cast<std::size_t>(i)); }, &chunks);
