@@ -21,6 +21,13 @@ struct Scale {
   };
 };
 
+using GradientStages = List<Scale>;
+
+// Decays stand next to the rule: the coupled one right before it, the decoupled one right after. So they need no loop of their
+// own; each is a variant of the rule's.
+enum class Decay { kNone, kCoupled, kDecoupled };
+inline constexpr int kDecays = 3;
+
 //   g <- g + weight_decay p                  the gradient of an L2 penalty: torch's `weight_decay` of SGD, Adam, ...
 struct CoupledDecay {
   double weight_decay;
@@ -30,21 +37,43 @@ struct CoupledDecay {
   template <class T>
   struct Op {
     T weight_decay;
-    explicit Op(const CoupledDecay& stage) : weight_decay(T(stage.weight_decay)) {}
-    GRADSTEP_HD T operator()(T g, T p) const { return g + weight_decay * p; }
+    Op(const CoupledDecay& stage, double) : weight_decay(T(stage.weight_decay)) {}
+    GRADSTEP_HD T gradient(T g, T p) const { return g + weight_decay * p; }
+    GRADSTEP_HD T total(T update, T) const { return update; }
   };
 };
-
-using GradientStages = List<Scale, CoupledDecay>;
 
 //   p <- p - (lr weight_decay p + update)    AdamW's and Lion's decay
 //
 // The decay joins the update before it meets p, so p is rounded once a step: over 2,000 float32 steps that leaves 25 to 48
-// times less error than (1 - lr weight_decay) p - update. It needs no loop of its own: it is a variant of the rule's.
+// times less error than (1 - lr weight_decay) p - update.
 struct DecoupledDecay {
   double weight_decay;
   static constexpr const char* name = "decoupled_decay";
   static constexpr std::array<Field, 1> fields{{{"weight_decay", Range::kNonNegative}}};
+
+  template <class T>
+  struct Op {
+    T decay;
+    Op(const DecoupledDecay& stage, double lr) : decay(T(lr * stage.weight_decay)) {}
+    GRADSTEP_HD T gradient(T g, T) const { return g; }
+    GRADSTEP_HD T total(T update, T p) const { return decay * p + update; }
+  };
 };
+
+// No decay. Not a decay by 0: 0 times infinity would be NaN.
+struct NoDecay {
+  double unused;
+
+  template <class T>
+  struct Op {
+    Op(const NoDecay&, double) {}
+    GRADSTEP_HD T gradient(T g, T) const { return g; }
+    GRADSTEP_HD T total(T update, T) const { return update; }
+  };
+};
+
+// In the order of `Decay`.
+using Decays = List<NoDecay, CoupledDecay, DecoupledDecay>;
 
 }  // namespace gradstep

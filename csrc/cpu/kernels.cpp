@@ -44,14 +44,10 @@ GRADSTEP_HD void for_each(const Tile<T>& tile, Element element, const First* fir
   for (std::int64_t j = i; j < size; ++j) element(j);
 }
 
-template <class T, class Update, class... States>
-GRADSTEP_HD void update_loop(const Tile<T>& tile, const Update update, T* p, const T* g, States*... s) {
-  for_each(tile, [=](std::int64_t i) { p[i] -= update(p[i], g[i], s[i]...); }, p, g, s...);
-}
-
-template <class T, class Update, class... States>
-GRADSTEP_HD void decayed_loop(const Tile<T>& tile, const Update update, const T decay, T* p, const T* g, States*... s) {
-  for_each(tile, [=](std::int64_t i) { p[i] -= decay * p[i] + update(p[i], g[i], s[i]...); }, p, g, s...);
+template <class T, class Update, class DecayOp, class... States>
+GRADSTEP_HD void update_loop(const Tile<T>& tile, const Update update, const DecayOp decay, T* p, const T* g, States*... s) {
+  for_each(
+      tile, [=](std::int64_t i) { p[i] -= decay.total(update(p[i], decay.gradient(g[i], p[i]), s[i]...), p[i]); }, p, g, s...);
 }
 
 // The rule's operator for this step: its `First`, if it has one and this is the first.
@@ -61,18 +57,14 @@ GRADSTEP_HD auto operator_of(const typename Rule::template Update<T>& update) {
   else return update;
 }
 
-template <class Rule, class T, bool kDecay, bool kFirst>
+template <class Rule, class T, class DecayStage, bool kFirst>
 void update(const std::byte* constants, void* erased) {
-  using Update = typename Rule::template Update<T>;
   const auto& tile = *static_cast<Tile<T>*>(erased);
-  [&]<std::size_t... k>(std::index_sequence<k...>) {
-    if constexpr (kDecay) {
-      const auto& decayed = *reinterpret_cast<const Decayed<Update, T>*>(constants);
-      decayed_loop(tile, operator_of<Rule, T, kFirst>(decayed.update), decayed.decay, tile.param, tile.grad, tile.states[k]...);
-    } else {
-      const auto& plain = *reinterpret_cast<const Update*>(constants);
-      update_loop(tile, operator_of<Rule, T, kFirst>(plain), tile.param, tile.grad, tile.states[k]...);
-    }
+  const auto& [update, decay] =
+      *reinterpret_cast<const Decayed<typename Rule::template Update<T>, typename DecayStage::template Op<T>>*>(constants);
+  const auto first_or_later = operator_of<Rule, T, kFirst>(update);
+  [&, decay = decay]<std::size_t... k>(std::index_sequence<k...>) {
+    update_loop(tile, first_or_later, decay, tile.param, tile.grad, tile.states[k]...);
   }(std::make_index_sequence<Rule::states.size()>());
 }
 
@@ -222,13 +214,19 @@ void sweep(const Sweep& sweep, const Pipeline& pipeline, std::int64_t begin, std
 
 // ---- the table ------------------------------------------------------------------------------------------------------------
 
+template <class Rule, class T, class... DecayStage>
+constexpr void fill_updates(Operation (&updates)[kDecays][2], List<DecayStage...>) {
+  int decay = 0;
+  ((updates[decay][0] = update<Rule, T, DecayStage, false>, updates[decay][1] = update<Rule, T, DecayStage, true>, ++decay),
+   ...);
+}
+
 template <class T, class... Rule, class... Stage, std::size_t... kStates>
 constexpr TypedKernels typed(List<Rule...>, List<Stage...>, std::index_sequence<kStates...>) {
-  return {{{{update<Rule, T, false, false>, update<Rule, T, false, true>},
-            {update<Rule, T, true, false>, update<Rule, T, true, true>}}...},
-          {gradient_stage<Stage, T>...},
-          {touch<T, kStates>...},
-          sweep<T>};
+  TypedKernels kernels{{}, {gradient_stage<Stage, T>...}, {touch<T, kStates>...}, sweep<T>};
+  int rule = 0;
+  (fill_updates<Rule, T>(kernels.update[rule++], Decays{}), ...);
+  return kernels;
 }
 
 constexpr auto kStateCounts = std::make_index_sequence<kMaxStates + 1>();

@@ -9,7 +9,7 @@ namespace gradstep::cpu {
 
 // The loops of one compute type.
 struct TypedKernels {
-  Operation update[Rules::size][2 /* decoupled decay */][2 /* first step */];
+  Operation update[Rules::size][kDecays][2 /* first step */];
   Operation stages[GradientStages::size];
   Operation touch[kMaxStates + 1];  // by the number of states
   // Carries elements [begin, end) of a sweep through a pipeline. `prefetch`: the operands are too large for the caches.
@@ -22,11 +22,11 @@ struct Kernels {
   const TypedKernels& of(Format compute) const { return compute == Format::kFloat32 ? float32 : float64; }
 };
 
-// The constants of an update with decoupled decay: those of the rule, then the decay.
-template <class Update, class T>
+// The constants of an update: the rule's, then the decay's.
+template <class Update, class DecayOp>
 struct Decayed {
   Update update;
-  T decay;
+  DecayOp decay;
 };
 
 }  // namespace gradstep::cpu

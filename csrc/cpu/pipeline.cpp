@@ -13,17 +13,21 @@ void construct(std::byte* at, const Args&... args) {
   ::new (at) Constants{args...};
 }
 
-template <class Rule, class T>
-void update_constants(const Settings& settings, double step, std::byte* at) {
-  using Update = typename Rule::template Update<T>;
-  const auto rule = from_values<Rule>(settings.values.data());
-  if (settings.decoupled_decay == 0) construct<Update>(at, rule, step);
-  else construct<Decayed<Update, T>>(at, Update(rule, step), T(rule.lr * settings.decoupled_decay));
+template <class Rule, class T, class... DecayStage>
+void update_constants(List<DecayStage...>, const Settings& settings, double step, std::byte* at) {
+  static constexpr void (*kMake[])(const Rule&, double, double,
+                                   std::byte*) = {[](const Rule& rule, double step, double weight_decay, std::byte* to) {
+    using Update = typename Rule::template Update<T>;
+    using DecayOp = typename DecayStage::template Op<T>;
+    construct<Decayed<Update, DecayOp>>(to, Update(rule, step), DecayOp(DecayStage{weight_decay}, rule.lr));
+  }...};
+  kMake[static_cast<int>(settings.decay)](from_values<Rule>(settings.values.data()), step, settings.weight_decay, at);
 }
 
 template <class T, class... Rule>
 void update_constants(List<Rule...>, const Settings& settings, double step, std::byte* at) {
-  static constexpr void (*kMake[])(const Settings&, double, std::byte*) = {update_constants<Rule, T>...};
+  static constexpr void (*kMake[])(const Settings&, double, std::byte*) = {
+      [](const Settings& all, double number, std::byte* to) { update_constants<Rule, T>(Decays{}, all, number, to); }...};
   kMake[settings.rule](settings, step, at);
 }
 
@@ -44,7 +48,7 @@ void fill(const TypedKernels& kernels, const Settings& settings, double step, bo
     pipeline.operations[pipeline.size++] = kernels.stages[stage.stage];
   }
   update_constants<T>(Rules{}, settings, step, pipeline.constants[pipeline.size]);
-  pipeline.operations[pipeline.size++] = kernels.update[settings.rule][settings.decoupled_decay != 0][first];
+  pipeline.operations[pipeline.size++] = kernels.update[settings.rule][static_cast<int>(settings.decay)][first];
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "../core/stages.h"
 #include "../core/sweep.h"
 
 namespace gradstep::cpu {
@@ -16,7 +17,8 @@ struct Settings {
     std::vector<double> values;
   };
   std::vector<Stage> stages;            // in the order in which the gradient passes them
-  double decoupled_decay = 0;
+  Decay decay = Decay::kNone;
+  double weight_decay = 0;
 };
 
 // Fills the pipeline of step `step` (counted from 1) for tensors computed in `compute`, with the loops of the instruction set

@@ -37,9 +37,15 @@ const std::vector<StageInfo>& gradient_stages() {
   return *stages;
 }
 
-const StageInfo& decoupled_decay() {
-  static const auto* stage = new StageInfo(list_stages(List<DecoupledDecay>{}).front());
-  return *stage;
+struct DecayInfo {
+  Decay decay;
+  StageInfo stage;
+};
+
+const std::vector<DecayInfo>& decays() {
+  static const auto* decays = new std::vector<DecayInfo>{{Decay::kCoupled, list_stages(List<CoupledDecay>{}).front()},
+                                                         {Decay::kDecoupled, list_stages(List<DecoupledDecay>{}).front()}};
+  return *decays;
 }
 
 std::string number_text(double x) {
@@ -82,12 +88,18 @@ void parse_stage(PyObject* stage, cpu::Settings& settings) {
   const auto is = [&](const StageInfo& info) {
     return PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, info.name) == 0;
   };
-  if (is(decoupled_decay())) {
+  for (const auto& [decay, info] : decays()) {
+    if (!is(info)) continue;
+    if (settings.decay != Decay::kNone)
+      type_problem("takes one decay, got " + py::repr(stage).cast<std::string>() + " as a second");
     std::vector<double> values;
-    parse_values(stage, 1, decoupled_decay().fields, values);
-    settings.decoupled_decay = values[0];
+    parse_values(stage, 1, info.fields, values);
+    settings.decay = decay;
+    settings.weight_decay = values[0];
     return;
   }
+  if (settings.decay != Decay::kNone)
+    type_problem("takes decays last, got " + py::repr(stage).cast<std::string>() + " after one");
   for (std::size_t i = 0; i < gradient_stages().size(); ++i) {
     if (!is(gradient_stages()[i])) continue;
     settings.stages.push_back({static_cast<int>(i), {}});
@@ -121,7 +133,7 @@ const std::vector<RuleInfo>& rules() {
 std::vector<std::pair<std::string, std::vector<std::string>>> stage_names() {
   std::vector<std::pair<std::string, std::vector<std::string>>> names;
   for (const StageInfo& stage : gradient_stages()) names.emplace_back(stage.name, names_of(stage.fields));
-  names.emplace_back(decoupled_decay().name, names_of(decoupled_decay().fields));
+  for (const DecayInfo& decay : decays()) names.emplace_back(decay.stage.name, names_of(decay.stage.fields));
   return names;
 }
 
@@ -133,7 +145,7 @@ const RuleInfo& parse(py::handle kernel, cpu::Settings& settings) {
   settings.rule = rule.index;
   parse_values(PyTuple_GET_ITEM(kernel.ptr(), 1), 0, rule.fields, settings.values);
   settings.stages.clear();
-  settings.decoupled_decay = 0;
+  settings.decay = Decay::kNone;
   PyObject* stages = PyTuple_GET_ITEM(kernel.ptr(), 2);
   if (!PyTuple_Check(stages) || PyTuple_GET_SIZE(stages) >= Pipeline::kMaxOperations) {
     type_problem("takes a tuple of stages, got " + py::repr(stages).cast<std::string>());
