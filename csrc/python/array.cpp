@@ -229,6 +229,15 @@ void Holds::clear() {
   buffers_.clear();
 }
 
+void prefetch_array(PyObject* object) {
+  // Behind the header of a tensor's Python object stands a pointer to torch's. Where it does not, the hint is wasted.
+  void* behind_header[2] = {};
+  if (Py_TYPE(object)->tp_basicsize >= static_cast<Py_ssize_t>(sizeof(PyObject) + sizeof behind_header)) {
+    std::memcpy(behind_header, reinterpret_cast<const std::byte*>(object) + sizeof(PyObject), sizeof behind_header);
+  }
+  for (void* at : behind_header) prefetch<256>(at);
+}
+
 bool is_array(PyObject* object) {
   if (py::isinstance<py::array>(object)) return true;
   if (PyList_CheckExact(object) || PyTuple_CheckExact(object)) return false;

@@ -59,6 +59,10 @@ class Holds {
   std::vector<Py_buffer*> buffers_;
 };
 
+// Asks for the memory that `read` will look at first. A tensor is a Python object, an object of torch and one of its storage,
+// each on a memory page of its own; with thousands of tensors, waiting for one page after the other takes most of a step.
+void prefetch_array(PyObject* object);
+
 // Whether `object` is an array of a kind that `read` knows.
 bool is_array(PyObject* object);
 

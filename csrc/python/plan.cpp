@@ -13,6 +13,9 @@ namespace {
 // step.
 constexpr std::int64_t kReleaseGil = 1 << 14;
 
+// Parameters whose operands are looked up before the first of them is read.
+constexpr std::size_t kBlock = 16;
+
 [[noreturn]] void raise(PyObject* type, const std::string& text) {
   PyErr_SetString(type, text.c_str());
   throw py::error_already_set();
@@ -85,12 +88,9 @@ void Plan::find_states(Item& item, PyObject* dict, const py::object& make_state,
     }
     if (counts_steps_ && !counter) counter = fresh[py::handle(step_name())].ptr();
   }
-  try {
-    if (counter) item.step = item.counter.read(dict, counter, holds_) + 1;
-  } catch (Problem& problem) {
-    refuse(item, kMaxOperands, problem);
-  }
-  item.first = rule.has_first && (missing || (counter && item.step == 1));
+  item.dict = dict;
+  item.count = counter;
+  item.first = rule.has_first && missing;
 }
 
 void Plan::step(const py::list& params, const py::object& grads, const py::list& keys, const py::dict& state,
@@ -105,6 +105,7 @@ void Plan::step(const py::list& params, const py::object& grads, const py::list&
   StateWalk walk(state.ptr(), holds_);
   items_.reserve(params.size());
   std::vector<Fresh> created;
+  std::size_t taken = 0;  // items that have been
 
   std::size_t index = 0;
   for (const py::handle group : groups) {
@@ -122,9 +123,10 @@ void Plan::step(const py::list& params, const py::object& grads, const py::list&
       PyObject* key = PyList_GetItem(keys.ptr(), static_cast<Py_ssize_t>(index));
       items_.push_back({index, static_cast<int>(groups_.size()) - 1, key, {param, grad}});
       find_states(items_.back(), walk.find(key), make_state, created);
-      take(items_.back());
+      if (items_.size() - taken == kBlock) take_all(std::exchange(taken, items_.size()));
     }
   }
+  take_all(taken);
   run();
   commit(state.ptr(), created);
 }
@@ -203,9 +205,28 @@ void Plan::step_arrays(const char* function, const py::handle& kernel, const py:
 
 // ---- check, run, commit ---------------------------------------------------------------------------------------------------
 
-// Reads the item's operands and checks them, as far as they changed.
-void Plan::take(const Item& item) {
+// Reads what items from `first` on hold and checks it, as far as it changed. What a block of items will need is asked for at
+// once.
+void Plan::take_all(std::size_t first) {
+  for (std::size_t i = first; i < items_.size(); ++i) {
+    for (int k = 0; k < n_operands(items_[i]); ++k) prefetch<64>(items_[i].operands[k]);
+    if (items_[i].count) prefetch<64>(items_[i].count);
+  }
+  for (std::size_t i = first; i < items_.size(); ++i) {
+    for (int k = 0; k < n_operands(items_[i]); ++k) prefetch_array(items_[i].operands[k]);
+    if (items_[i].count) prefetch_array(items_[i].count);
+  }
+  for (std::size_t i = first; i < items_.size(); ++i) take(items_[i]);
+}
+
+void Plan::take(Item& item) {
   const int n = n_operands(item);
+  try {
+    if (item.count) item.step = item.counter.read(item.dict, item.count, holds_) + 1;
+  } catch (Problem& problem) {
+    refuse(item, kMaxOperands, problem);
+  }
+  item.first = item.first || (item.count && item.step == 1 && groups_[static_cast<std::size_t>(item.group)].rule->has_first);
   for (int k = 0; k < n; ++k) {
     try {
       read(item.operands[k], views_[k], holds_);

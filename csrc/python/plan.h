@@ -53,6 +53,7 @@ class Plan {
     PyObject* operands[kMaxOperands] = {};
     double step = 2;     // the number of this step, from 1
     bool first = false;  // its states hold nothing yet
+    PyObject *dict = nullptr, *count = nullptr;  // where the count stands, and what it is
     Counter counter = {};
   };
 
@@ -65,7 +66,8 @@ class Plan {
   struct Scope;
 
   void run();
-  void take(const Item& item);
+  void take(Item& item);
+  void take_all(std::size_t first);
   void check_overlap();
   int n_operands(const Item& item) const;
   void make_pipelines();
