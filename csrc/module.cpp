@@ -37,8 +37,7 @@ void register_plan(py::module_& m) {
   m.def(
       "update",
       [](const char* function, const py::tuple& kernel, const py::object& params, const py::object& grads,
-         const py::tuple& states,
-         const py::object& step) { Plan::of_functions().step_arrays(function, kernel, params, grads, states, step); },
+         const py::tuple& states, const py::object& step) { Plan::update(function, kernel, params, grads, states, step); },
       py::arg("function"), py::arg("kernel"), py::arg("params"), py::arg("grads"), py::arg("states"), py::arg("step"),
       "One step of one array, or of sequences of arrays, in place.");
   m.def("touch", &touch, py::arg("outputs"), py::arg("inputs"), "A rule's access to memory without its math. For benchmarks.");

@@ -248,7 +248,6 @@ bool is_array(PyObject* object) {
 bool is_tensor(PyObject* object) { return !py::isinstance<py::array>(object) && reader_of(object).tensor; }
 
 void read(PyObject* object, View& view, Holds& holds) {
-  holds.object(object);
   if (py::isinstance<py::array>(object)) {
     read_numpy(object, view);
   } else if (const Reader reader = reader_of(object); reader.api && use_exchange_api) {

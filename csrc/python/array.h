@@ -67,7 +67,8 @@ void prefetch_array(PyObject* object);
 bool is_array(PyObject* object);
 
 // Reads NumPy arrays, tensors (torch's C table for DLPack where the type has one, their Python methods otherwise), objects with
-// the buffer protocol, and objects with `__dlpack__`, in this order. Throws Problem where it can't.
+// the buffer protocol, and objects with `__dlpack__`, in this order. Throws Problem where it can't. The caller holds `object`
+// itself: reading one may run Python code that lets go of another.
 void read(PyObject* object, View& view, Holds& holds);
 
 // Whether `object` is a torch tensor, whose version counter has to be told of a change.

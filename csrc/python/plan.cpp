@@ -2,7 +2,9 @@
 
 #include <utility>
 
+#include "../core/portable.h"
 #include "../cpu/run.h"
+#include "gil.h"
 #include "state_walk.h"
 
 namespace gradstep::python {
@@ -70,7 +72,10 @@ void Plan::find_states(Item& item, PyObject* dict, const py::object& make_state,
   py::object missing;  // made only if needed: an object a parameter would call for Python's garbage collector
   const auto find = [&](PyObject* name) -> PyObject* {
     PyObject* value = dict && PyDict_Check(dict) ? PyDict_GetItemWithError(dict, name) : nullptr;
-    if (value && value != Py_None) return value;
+    if (value && value != Py_None) {
+      holds_.object(value);
+      return value;
+    }
     if (!missing) missing = py::list();
     if (PyList_Append(missing.ptr(), name) != 0) throw py::error_already_set();
     return nullptr;
@@ -83,10 +88,15 @@ void Plan::find_states(Item& item, PyObject* dict, const py::object& make_state,
     holds_.object(fresh.ptr());
     created.push_back({item.key, fresh.ptr()});
     dict = fresh.ptr();
+    const auto made = [&](PyObject* name) {
+      PyObject* value = fresh[py::handle(name)].ptr();
+      holds_.object(value);
+      return value;
+    };
     for (std::size_t k = 0; k < rule.states.size(); ++k) {
-      if (!item.operands[2 + k]) item.operands[2 + k] = fresh[py::handle(rule.states[k])].ptr();
+      if (!item.operands[2 + k]) item.operands[2 + k] = made(rule.states[k]);
     }
-    if (counts_steps_ && !counter) counter = fresh[py::handle(step_name())].ptr();
+    if (counts_steps_ && !counter) counter = made(step_name());
   }
   item.dict = dict;
   item.count = counter;
@@ -114,6 +124,7 @@ void Plan::step(const py::list& params, const py::object& grads, const py::list&
     for (std::size_t end = index + members; index < end; ++index) {
       PyObject* param = PyList_GetItem(params.ptr(), static_cast<Py_ssize_t>(index));
       if (!param) throw py::error_already_set();
+      holds_.object(param);
       PyObject* grad = from_params ? PyObject_GetAttr(param, grad_name)
                                    : Py_XNewRef(PyList_GetItem(grads.ptr(), static_cast<Py_ssize_t>(index)));
       if (!grad) throw py::error_already_set();
@@ -131,9 +142,12 @@ void Plan::step(const py::list& params, const py::object& grads, const py::list&
   commit(state.ptr(), created);
 }
 
-Plan& Plan::of_functions() {
-  thread_local Plan plan({}, Face::kArray, false);
-  return plan;
+void Plan::update(const char* function, const py::handle& kernel, const py::object& params, const py::object& grads,
+                  const py::tuple& states, const py::object& step) {
+  thread_local Plan shared({}, Face::kArray, false);
+  if (!shared.busy_) return shared.step_arrays(function, kernel, params, grads, states, step);
+  // Reading an operand has run Python code, and that comes here.
+  Plan({}, Face::kArray, false).step_arrays(function, kernel, params, grads, states, step);
 }
 
 void Plan::step_arrays(const char* function, const py::handle& kernel, const py::object& params, const py::object& grads,
@@ -182,23 +196,23 @@ void Plan::step_arrays(const char* function, const py::handle& kernel, const py:
       return labels_.function + ": " + text.substr(0, text.find('['));
     };
     const bool sequence = !is_array(given[k]) && PySequence_Check(given[k]) && !PyUnicode_Check(given[k]);
-    lists[k] = sequence ? PySequence_Fast(given[k], "must be a sequence") : nullptr;
+    lists[k] = sequence ? PySequence_Tuple(given[k]) : nullptr;  // of our own: reading may run code that changes theirs
     if (!lists[k]) {
       PyErr_Clear();
       raise(PyExc_TypeError, name() + " must be " + (k == 0 ? "an array or a sequence of arrays" : "a sequence, as params is") +
                                  ", got " + Py_TYPE(given[k])->tp_name);
     }
     holds_.take(lists[k]);
-    if (PySequence_Fast_GET_SIZE(lists[k]) != PySequence_Fast_GET_SIZE(lists[0])) {
-      raise(PyExc_ValueError, name() + " has " + std::to_string(PySequence_Fast_GET_SIZE(lists[k])) +
+    if (PyTuple_GET_SIZE(lists[k]) != PyTuple_GET_SIZE(lists[0])) {
+      raise(PyExc_ValueError, name() + " has " + std::to_string(PyTuple_GET_SIZE(lists[k])) +
                                   (k == n ? " numbers" : " arrays") + ", params has " +
-                                  std::to_string(PySequence_Fast_GET_SIZE(lists[0])));
+                                  std::to_string(PyTuple_GET_SIZE(lists[0])));
     }
   }
-  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(lists[0]); ++i) {
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(lists[0]); ++i) {
     PyObject* operands[kMaxOperands] = {};
-    for (int k = 0; k < n; ++k) operands[k] = PySequence_Fast_GET_ITEM(lists[k], i);
-    add(static_cast<std::size_t>(i), operands, one_step ? step.ptr() : PySequence_Fast_GET_ITEM(lists[n], i));
+    for (int k = 0; k < n; ++k) operands[k] = PyTuple_GET_ITEM(lists[k], i);
+    add(static_cast<std::size_t>(i), operands, one_step ? step.ptr() : PyTuple_GET_ITEM(lists[n], i));
   }
   run();
 }
@@ -276,6 +290,7 @@ void Plan::check_overlap() {
 }
 
 void Plan::make_pipelines() {
+  const FloatEnvironment environment(false);  // constants are rounded to nearest, whatever the caller's mode
   struct Last {
     const Item* item = nullptr;
     const Pipeline* pipeline = nullptr;
@@ -299,8 +314,7 @@ void Plan::run() {
   std::int64_t total = 0;
   for (const Work& work : works_) total += work.sweep->size;
   if (total >= kReleaseGil) {
-    const py::gil_scoped_release release;
-    cpu::run(works_);
+    without_gil([&] { cpu::run(works_); });
   } else {
     cpu::run(works_);
   }

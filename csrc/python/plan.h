@@ -25,9 +25,6 @@ class Plan {
   // `counts_steps`: whether a parameter's states have a "step".
   Plan(std::string function, Face face, bool counts_steps) : labels_{std::move(function), face}, counts_steps_(counts_steps) {}
 
-  // The plan that the functions share in one thread: calls with the same arrays need not be checked again.
-  static Plan& of_functions();
-
   // Steps the optimizer's parameters. `grads` is a list, or None: then each parameter's `.grad`. A None among the gradients
   // leaves that parameter, its states and its count alone. `state` maps the keys (one a parameter) to dicts of states; where
   // states are missing, `make_state(group, param, names)` returns a dict of them, which enters `state` only if the step is
@@ -35,11 +32,15 @@ class Plan {
   void step(const pybind11::list& params, const pybind11::object& grads, const pybind11::list& keys,
             const pybind11::dict& state, const pybind11::list& groups, const pybind11::object& make_state);
 
-  // One step, for `function`, of one array or of sequences of arrays, with the states given in the order of the rule's.
+  // One step, for `function`, of one array or of sequences of arrays, with the states given in the order of the rule's. Calls
+  // in one thread share a plan, so those with the same arrays need not be checked again.
+  static void update(const char* function, const pybind11::handle& kernel, const pybind11::object& params,
+                     const pybind11::object& grads, const pybind11::tuple& states, const pybind11::object& step);
+
+ private:
   void step_arrays(const char* function, const pybind11::handle& kernel, const pybind11::object& params,
                    const pybind11::object& grads, const pybind11::tuple& states, const pybind11::object& step);
 
- private:
   struct Group {
     cpu::Settings settings;
     const RuleInfo* rule = nullptr;

@@ -25,7 +25,11 @@ class StateWalk {
         holds_.object(value);
         return value;
       }
-      for (position = 0; PyDict_Next(state_, &position, &at, &value);) by_key_.emplace(at, value);
+      for (position = 0; PyDict_Next(state_, &position, &at, &value);) {
+        holds_.object(at);
+        holds_.object(value);
+        by_key_.emplace(at, value);
+      }
     }
     const auto found = by_key_.find(key);
     value = found != by_key_.end() ? found->second : PyDict_GetItemWithError(state_, key);

@@ -6,6 +6,7 @@
 #include "../cpu/pipeline.h"
 #include "../cpu/run.h"
 #include "entry.h"
+#include "gil.h"
 
 namespace gradstep::python {
 namespace py = pybind11;
@@ -32,8 +33,7 @@ void touch(const py::list& outputs, const py::list& inputs) {
   Pipeline pipeline;
   cpu::make_touch_pipeline(n - 2, entry.sweep().compute, pipeline);
   const std::vector<Work> works{{&entry.sweep(), &pipeline}};
-  const py::gil_scoped_release release;
-  cpu::run(works);
+  without_gil([&] { cpu::run(works); });
 }
 
 }  // namespace gradstep::python
