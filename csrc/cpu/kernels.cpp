@@ -38,7 +38,7 @@ GRADSTEP_HD void for_each(const Tile<T>& tile, Element element, const First* fir
       (prefetch<kBlock * sizeof(T)>(operands + i + kAhead), ...);
     }
     GRADSTEP_INDEPENDENT
-    for (std::int64_t j = i; j < i + kBlock; ++j) element(j);
+    for (std::int64_t j = 0; j < kBlock; ++j) element(i + j);  // from 0: so compilers see how many there are
   }
   GRADSTEP_INDEPENDENT
   for (std::int64_t j = i; j < size; ++j) element(j);
