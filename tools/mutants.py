@@ -15,7 +15,7 @@ from shutil import copytree, ignore_patterns
 
 from build import ROOT, build
 
-TESTS = ["tests/test_values.py", "-m", "not slow"]
+TESTS = ["tests/test_values.py"]
 
 
 @dataclass(frozen=True)
