@@ -110,22 +110,17 @@ class Pool {
 // pool alone, whatever state it was in, and makes one of its own.
 std::atomic<Pool*> the_pool{nullptr};
 
-void start_anew_after_fork() {
 #if !defined(_WIN32)
-  static std::once_flag once;
-  std::call_once(once, [] {
-    pthread_atfork(nullptr, nullptr, [] {
-      the_pool.store(nullptr);
-      openmp.store(nullptr);
-    });
-  });
+// While the module is loaded, not at the first use: a fork beside that could find it half done.
+[[maybe_unused]] const int start_anew_after_fork = pthread_atfork(nullptr, nullptr, [] {
+  the_pool.store(nullptr);
+  openmp.store(nullptr);
+});
 #endif
-}
 
 Pool& pool() {
   Pool* pool = the_pool.load(std::memory_order_acquire);
   if (pool) return *pool;
-  start_anew_after_fork();
   auto* fresh = new Pool;
   if (the_pool.compare_exchange_strong(pool, fresh, std::memory_order_acq_rel)) return *fresh;
   delete fresh;
@@ -138,10 +133,7 @@ int num_threads() { return width.load(std::memory_order_relaxed); }
 
 void set_num_threads(int n) { width.store(n, std::memory_order_relaxed); }
 
-void set_openmp(OpenMpParallel parallel) {
-  start_anew_after_fork();
-  openmp.store(parallel);
-}
+void set_openmp(OpenMpParallel parallel) { openmp.store(parallel); }
 
 void parallel_for(std::int64_t n, void (*task)(void*, std::int64_t), void* context) {
   const int threads = static_cast<int>(n < num_threads() ? n : num_threads());

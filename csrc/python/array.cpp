@@ -175,10 +175,10 @@ void read_buffer(PyObject* object, View& view, Holds& holds) {
   if (buffer->ndim > kMaxDims) too_many_dimensions(buffer->ndim);
   const char* format = buffer->format ? buffer->format : "B";
   view.native = *format != '>' && *format != '!';
-  if (std::strchr("@=<>!", *format)) ++format;
+  if (*format && std::strchr("@=<>!", *format)) ++format;
   const bool complex = *format == 'Z';
   if (complex) ++format;
-  const bool real = std::strchr("fd", *format) && format[1] == '\0';
+  const bool real = (*format == 'f' || *format == 'd') && format[1] == '\0';
   view.kind = !real ? '\0' : complex ? 'c' : 'f';
   view.bits = static_cast<int>(buffer->itemsize) * 8 / (complex ? 2 : 1);
   view.data = static_cast<std::byte*>(buffer->buf);
