@@ -167,14 +167,15 @@ def kernels(functions: dict[str, list[Instruction]]) -> dict[str, list[Instructi
 
 
 def not_packed(built: Object, vector: str) -> list[str]:
-    """The functions whose loop over blocks has scalar arithmetic, narrower vectors, or calls.
+    """The functions with a loop of scalar arithmetic, of narrower vectors, or of calls.
 
-    That loop is the one that prefetches. For the few elements before and after the blocks there are loops of their own.
+    Compilers other than GCC keep scalar loops for the few elements before and after the blocks; there the loop over the blocks
+    counts, which is the one that prefetches.
     """
     wrong = []
     for name, code in kernels(built.functions()).items():
         packed, scalar = (BITWISE, re.compile(r"xor[lq]$")) if "::touch<" in name else (PACKED, SCALAR)
-        found = [body for body in loops(code) if any(one.name.startswith("prefetch") for one in body)]
+        found = [body for body in loops(code) if built.by_gcc or any(one.name.startswith("prefetch") for one in body)]
         whole = [any(packed.match(one.name) and vector in one.operands for one in body) for body in found]
         other = [any(scalar.match(one.name) or one.name.startswith("call") for one in body) for body in found]
         if not found or not all(whole) or any(other):

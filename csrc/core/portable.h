@@ -20,6 +20,13 @@
 #define GRADSTEP_HD __attribute__((always_inline)) inline
 #endif
 
+// GRADSTEP_INLINE_LAMBDA: after the parameters of a lambda that is always inlined.
+#if defined(_MSC_VER) && !defined(__clang__)
+#define GRADSTEP_INLINE_LAMBDA [[msvc::forceinline]]
+#else
+#define GRADSTEP_INLINE_LAMBDA __attribute__((always_inline))
+#endif
+
 // GRADSTEP_INDEPENDENT: before a loop whose iterations do not depend on each other.
 #if defined(__clang__)
 #define GRADSTEP_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")

@@ -47,13 +47,16 @@ GRADSTEP_HD void for_each(const Tile<T>& tile, Element element, const First* fir
 template <class T, class Update, class DecayOp, class... States>
 GRADSTEP_HD void update_loop(const Tile<T>& tile, const Update update, const DecayOp decay, T* p, const T* g, States*... s) {
   for_each(
-      tile, [=](std::int64_t i) { p[i] -= decay.total(update(p[i], decay.gradient(g[i], p[i]), s[i]...), p[i]); }, p, g, s...);
+      tile,
+      [=](std::int64_t i)
+          GRADSTEP_INLINE_LAMBDA { p[i] -= decay.total(update(p[i], decay.gradient(g[i], p[i]), s[i]...), p[i]); },
+      p, g, s...);
 }
 
 // The rule's operator for this step: its `First`, if it has one and this is the first.
 template <class Rule, class T, bool kFirst>
 GRADSTEP_HD auto operator_of(const typename Rule::template Update<T>& update) {
-  if constexpr (kFirst && HasFirst<Rule>) return typename Rule::template First<T>(update);
+  if constexpr (kFirst) return typename Rule::template First<T>(update);
   else return update;
 }
 
@@ -74,7 +77,7 @@ void gradient_stage(const std::byte* constants, void* erased) {
   const auto op = *reinterpret_cast<const typename Stage::template Op<T>*>(constants);
   const T *p = tile.param, *g = tile.grad;
   T* out = tile.scratch;
-  for_each(tile, [=](std::int64_t i) { out[i] = op(g[i], p[i]); }, p, g);
+  for_each(tile, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { out[i] = op(g[i], p[i]); }, p, g);
   tile.grad = out;
 }
 
@@ -88,7 +91,7 @@ void touch(const std::byte* constants, void* erased) {
   const Bits zero = *reinterpret_cast<const Bits*>(constants);
   [&]<std::size_t... k>(std::index_sequence<k...>) {
     const auto loop = [&](Bits* p, const Bits* g, auto*... s) {
-      const auto element = [=](std::int64_t i) {
+      const auto element = [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
         const Bits x = g[i] & zero;
         p[i] ^= x;
         ((s[i] ^= x), ...);
@@ -217,7 +220,8 @@ void sweep(const Sweep& sweep, const Pipeline& pipeline, std::int64_t begin, std
 template <class Rule, class T, class... DecayStage>
 constexpr void fill_updates(Operation (&updates)[kDecays][2], List<DecayStage...>) {
   int decay = 0;
-  ((updates[decay][0] = update<Rule, T, DecayStage, false>, updates[decay][1] = update<Rule, T, DecayStage, true>, ++decay),
+  ((updates[decay][0] = update<Rule, T, DecayStage, false>, updates[decay][1] = update<Rule, T, DecayStage, HasFirst<Rule>>,
+    ++decay),
    ...);
 }
 

@@ -146,7 +146,7 @@ void read_tensor_methods(PyObject* object, View& view) {
     const bool complex = tensor.attr("is_complex")().cast<bool>();
     const std::string dtype = dtype_name(object);
     view.data = reinterpret_cast<std::byte*>(tensor.attr("data_ptr")().cast<std::uintptr_t>());
-    view.kind = complex ? 'c' : dtype.rfind("float", 0) == 0 ? 'f' : dtype.rfind("int", 0) == 0 ? 'i' : '\0';
+    view.kind = complex ? 'c' : dtype.starts_with("float") ? 'f' : dtype.starts_with("int") ? 'i' : '\0';
     view.bits = static_cast<int>(item) * 8 / (complex ? 2 : 1);
     view.native = view.writable = true;
     view.ndim = static_cast<int>(shape.size());
@@ -269,7 +269,7 @@ std::string dtype_name(PyObject* object) {
   PyErr_Clear();
   if (!dtype) return "that gradstep does not know";
   const auto text = py::str(py::reinterpret_steal<py::object>(dtype)).cast<std::string>();
-  return text.rfind("torch.", 0) == 0 ? text.substr(6) : text;
+  return text.starts_with("torch.") ? text.substr(6) : text;
 }
 
 std::string tuple_text(int ndim, const std::int64_t* values, bool complex) {

@@ -344,7 +344,7 @@ void Plan::bump_versions() const {
   }
   if (!tensors) return;
   const auto list = py::reinterpret_steal<py::list>(tensors);
-  static const py::handle increment =
+  static const auto increment =
       py::object(py::module_::import("torch.autograd.graph").attr("increment_version")).release();
   try {
     increment(list);
