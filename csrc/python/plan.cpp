@@ -344,8 +344,7 @@ void Plan::bump_versions() const {
   }
   if (!tensors) return;
   const auto list = py::reinterpret_steal<py::list>(tensors);
-  static const auto increment =
-      py::object(py::module_::import("torch.autograd.graph").attr("increment_version")).release();
+  static const auto increment = py::object(py::module_::import("torch.autograd.graph").attr("increment_version")).release();
   try {
     increment(list);
   } catch (py::error_already_set& error) {
