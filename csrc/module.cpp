@@ -5,10 +5,10 @@
 #include "cpu/isa.h"
 #include "cpu/pool.h"
 #include "cpu/run.h"
+#include "python/alone.h"
 #include "python/array.h"
 #include "python/plan.h"
 #include "python/settings.h"
-#include "python/touch.h"
 
 namespace py = pybind11;
 using namespace gradstep;
@@ -33,14 +33,20 @@ void register_plan(py::module_& m) {
   py::class_<Plan>(m, "Plan", "The checked step of one list of parameters.")
       .def(py::init<std::string, Face, bool>(), py::arg("function"), py::arg("face"), py::arg("counts_steps") = true)
       .def("step", &Plan::step, py::arg("params"), py::arg("grads"), py::arg("keys"), py::arg("state"), py::arg("groups"),
-           py::arg("make_state"));
+           py::arg("make_state"), py::arg("conditions") = py::none());
   m.def(
       "update",
       [](const char* function, const py::tuple& kernel, const py::object& params, const py::object& grads,
-         const py::tuple& states, const py::object& step) { Plan::update(function, kernel, params, grads, states, step); },
+         const py::tuple& states, const py::object& step,
+         const py::object& conditions) { return Plan::update(function, kernel, params, grads, states, step, conditions); },
       py::arg("function"), py::arg("kernel"), py::arg("params"), py::arg("grads"), py::arg("states"), py::arg("step"),
-      "One step of one array, or of sequences of arrays, in place.");
+      py::arg("conditions") = py::none(), "One step of one array, or of sequences of arrays, in place.");
   m.def("touch", &touch, py::arg("outputs"), py::arg("inputs"), "A rule's access to memory without its math. For benchmarks.");
+  m.def("sum_of_squares", &sum_of_squares, py::arg("arrays"), py::arg("function"), py::arg("name"),
+        "The sum of the squares of all elements. The names are for messages.");
+  m.def("scale", &scale, py::arg("arrays"), py::arg("factor"), py::arg("function"), py::arg("name"),
+        "Multiply arrays by a number, in place.");
+  m.def("swap", &swap, py::arg("ones"), py::arg("others"), py::arg("function"), "Exchange the elements of arrays, in place.");
 }
 
 void register_config(py::module_& m) {

@@ -28,8 +28,15 @@ ROOT = Path(__file__).parents[1]
 # The registers that hold a whole vector of each instruction set.
 VECTOR = {"baseline": "%xmm", "v3": "%ymm", "v4": "%zmm"}
 
-PACKED = re.compile(r"v?(add|sub|mul|div|sqrt)p[sd]$")
+PACKED = re.compile(r"v?(add|sub|mul|div|sqrt|min|max|cmp\w*)p[sd]$")
 SCALAR = re.compile(r"v?(add|sub|mul|div|sqrt)s[sd]$")
+# What the loops that belong to no rule are called. (Sums, noise and exchanges are other loops than those over elements in blocks.)
+ELEMENTWISE = (
+    "update|direction|gradient_stage|param_stage|touch|shape|scale_row|centralize|couple|cautious|decay_update|trust|apply"
+    "|scale_param_row|average|lookahead|scale"
+)
+SUMS = "sum_grad|sum_param|sum_rule_grad|sum_update|count_grad|sum_row|sum_param_row"
+
 BITWISE = re.compile(r"v?p?xor(ps|pd|d|q)?$|vpternlog[dq]$")
 
 x86_64 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86-64 assembly")
@@ -162,7 +169,7 @@ def loops(code: list[Instruction]) -> list[list[Instruction]]:
 
 def kernels(functions: dict[str, list[Instruction]]) -> dict[str, list[Instruction]]:
     """The functions that hold the loops over elements: of rules, stages, and of the access pattern in benchmarks."""
-    kernel = re.compile(r"::(update|gradient_stage|touch)<[^(]*\(std::byte")
+    kernel = re.compile(rf"::({ELEMENTWISE})<.*\(std::byte")
     return {name: code for name, code in functions.items() if kernel.search(name)}
 
 
@@ -185,14 +192,31 @@ def not_packed(built: Object, vector: str) -> list[str]:
 
 @x86_64
 def test_every_rule_and_stage_is_there(objects: dict[str, Object]) -> None:
-    stages = [name for name, _ in _core.stages if "decay" not in name]
-    decays = len(_core.stages) - len(stages) + 1  # and none
+    decays = 3  # with none
     for isa, built in objects.items():
         names = list(kernels(built.functions()))
         for dtype in ("float", "double"):
             updates = {m[1] for name in names if (m := re.search(rf"::update<(.*, {dtype}, .*), (?:true|false)>\(", name))}
             assert len(updates) == len(_core.rules) * decays, f"{isa}, {dtype}: {sorted(updates)}"
-            assert len({name for name in names if re.search(rf"::gradient_stage<.*, {dtype}>", name)}) == len(stages)
+            for dry in ("true", "false"):
+                found = {
+                    m[1] for name in names if (m := re.search(rf"::direction<(.*), {dtype}, {dry}, (?:true|false)>\(", name))
+                }
+                assert len(found) == len(_core.rules), f"{isa}, {dtype}: {sorted(found)}"
+            for kind in ("gradient_stage", "param_stage"):
+                assert len({name for name in names if re.search(rf"::{kind}<.*, {dtype}>", name)}) == 2
+        found = {m[1] for name in names if (m := re.search(rf"::({ELEMENTWISE})<", name))}
+        assert found == set(ELEMENTWISE.split("|"))
+
+
+@x86_64
+def test_sums_are_packed(objects: dict[str, Object]) -> None:
+    for isa, built in objects.items():
+        sums = {name: code for name, code in built.functions().items() if re.search(rf"::({SUMS})<[^(]*\(std::byte", name)}
+        assert len(sums) == 2 * len(SUMS.split("|")), isa
+        for name, code in sums.items():
+            adds = [[one for one in body if re.match(r"v?addpd$", one.name)] for body in loops(code)]
+            assert any(len(found) >= 4 and all(VECTOR[isa] in one.operands for one in found) for found in adds), f"{isa}: {name}"
 
 
 @x86_64

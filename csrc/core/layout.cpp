@@ -6,7 +6,8 @@
 
 namespace gradstep {
 
-Layout make_layout(int ndim, const std::int64_t* shape, const std::vector<const std::int64_t*>& strides, std::int64_t item) {
+Layout make_layout(int ndim, const std::int64_t* shape, const std::vector<const std::int64_t*>& strides, std::int64_t item,
+                   bool in_order) {
   const std::size_t n_operands = strides.size();
   Layout layout;
   layout.offsets.assign(n_operands, 0);
@@ -17,16 +18,17 @@ Layout make_layout(int ndim, const std::int64_t* shape, const std::vector<const 
     if (shape[d] != 1) order.push_back(d);
   }
   // Outermost first: the widest stride of the first operand; where those agree, of the next operand.
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+  const auto wider = [&](int a, int b) {
     for (const std::int64_t* s : strides) {
       if (std::abs(s[a]) != std::abs(s[b])) return std::abs(s[a]) > std::abs(s[b]);
     }
     return false;
-  });
+  };
+  if (!in_order) std::stable_sort(order.begin(), order.end(), wider);
 
   for (const int d : order) {
     std::vector<std::int64_t> step(n_operands);
-    const bool reversed = strides[0][d] < 0;
+    const bool reversed = !in_order && strides[0][d] < 0;
     for (std::size_t k = 0; k < n_operands; ++k) {
       step[k] = reversed ? -strides[k][d] : strides[k][d];
       if (reversed) layout.offsets[k] += (shape[d] - 1) * strides[k][d];

@@ -26,8 +26,8 @@ namespace gradstep {
 
 inline constexpr int kMaxStates = 4;
 
-// What a setting may be. Every setting is finite.
-enum class Range { kFinite, kNonNegative, kBelowOne };
+// What a setting may be. Every setting is finite but a kNumber, which may be infinite.
+enum class Range { kFinite, kNonNegative, kPositive, kBelowOne, kNumber };
 
 struct Field {
   const char* name;
@@ -42,9 +42,11 @@ struct List {
 // The rule whose settings stand at `values`, in the order of its fields.
 template <class Rule>
 Rule from_values(const double* values) {
-  static_assert(sizeof(Rule) == sizeof(double) * Rule::fields.size(), "a rule is a struct of doubles, one a field");
   Rule rule;
-  std::memcpy(&rule, values, sizeof rule);
+  if constexpr (!Rule::fields.empty()) {
+    static_assert(sizeof(Rule) == sizeof(double) * Rule::fields.size(), "a rule is a struct of doubles, one a field");
+    std::memcpy(&rule, values, sizeof rule);
+  }
   return rule;
 }
 

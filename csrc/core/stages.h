@@ -1,34 +1,54 @@
-// Stages: what happens to a gradient before the rule, and to the rule's update before it meets the parameter. A stage knows no
-// rule and a rule no stage. Each is one small loop over a tile that lives in the L1 cache, so rules + stages add up and never
-// multiply; a stage that is off is not called.
+// Stages: what happens to a gradient before the rule, to the rule's update before it meets the parameter, and to the parameter
+// after that. A stage knows no rule and a rule no stage. Each is one small loop over a tile that lives in the L1 cache, so
+// rules
+// + stages add up and never multiply; a stage that is off is not called. The whole order is in docs/stages.md.
 #pragma once
 
+#include "math.h"
 #include "rule.h"
 
 namespace gradstep {
 
-//   g <- factor g                            with factor -1 it is `maximize`: the negation is exact
-struct Scale {
-  double factor;
-  static constexpr const char* name = "scale";
-  static constexpr std::array<Field, 1> fields{{{"grad_scale", Range::kFinite}}};
+// ---- of the gradient ------------------------------------------------------------------------------------------------------
+
+//   g <- 0 where g is not finite
+struct ZeroNonfinite {
+  static constexpr const char* name = "zero_nonfinite";
+  static constexpr std::array<Field, 0> fields{};
 
   template <class T>
   struct Op {
-    T factor;
-    explicit Op(const Scale& stage) : factor(T(stage.factor)) {}
-    GRADSTEP_HD T operator()(T g, T) const { return factor * g; }
+    explicit Op(const ZeroNonfinite&) {}
+    GRADSTEP_HD T operator()(T g) const { return g - g == T(0) ? g : T(0); }
   };
 };
 
-using GradientStages = List<Scale>;
+//   g <- min(max(g, -clip_value), clip_value)
+struct ClipValue {
+  double clip_value;
+  static constexpr const char* name = "clip_value";
+  static constexpr std::array<Field, 1> fields{{{"clip_value", Range::kNonNegative}}};
+
+  template <class T>
+  struct Op {
+    T limit;
+    explicit Op(const ClipValue& stage) : limit(T(stage.clip_value)) {}
+    GRADSTEP_HD T operator()(T g) const { return clamp(g, -limit, limit); }
+  };
+};
+
+using GradientStages = List<ZeroNonfinite, ClipValue>;
+
+// ---- decay ----------------------------------------------------------------------------------------------------------------
 
 // Decays stand next to the rule: the coupled one right before it, the decoupled one right after. So they need no loop of their
-// own; each is a variant of the rule's.
+// own where nothing else comes between; each is a variant of the rule's.
 enum class Decay { kNone, kCoupled, kDecoupled };
 inline constexpr int kDecays = 3;
 
-//   g <- g + weight_decay p                  the gradient of an L2 penalty: torch's `weight_decay` of SGD, Adam, ...
+//   g <- factor (g + weight_decay p)         the gradient of an L2 penalty: torch's `weight_decay` of SGD, Adam, ...
+//
+// The factor is 1 but for LARS, which scales gradient and decay together.
 struct CoupledDecay {
   double weight_decay;
   static constexpr const char* name = "coupled_decay";
@@ -38,7 +58,7 @@ struct CoupledDecay {
   struct Op {
     T weight_decay;
     Op(const CoupledDecay& stage, double) : weight_decay(T(stage.weight_decay)) {}
-    GRADSTEP_HD T gradient(T g, T p) const { return g + weight_decay * p; }
+    GRADSTEP_HD T gradient(T g, T p, T factor) const { return factor * (g + weight_decay * p); }
     GRADSTEP_HD T total(T update, T) const { return update; }
   };
 };
@@ -56,7 +76,7 @@ struct DecoupledDecay {
   struct Op {
     T decay;
     Op(const DecoupledDecay& stage, double lr) : decay(T(lr * stage.weight_decay)) {}
-    GRADSTEP_HD T gradient(T g, T) const { return g; }
+    GRADSTEP_HD T gradient(T g, T, T) const { return g; }
     GRADSTEP_HD T total(T update, T p) const { return decay * p + update; }
   };
 };
@@ -68,12 +88,46 @@ struct NoDecay {
   template <class T>
   struct Op {
     Op(const NoDecay&, double) {}
-    GRADSTEP_HD T gradient(T g, T) const { return g; }
+    GRADSTEP_HD T gradient(T g, T, T) const { return g; }
     GRADSTEP_HD T total(T update, T) const { return update; }
   };
 };
 
 // In the order of `Decay`.
 using Decays = List<NoDecay, CoupledDecay, DecoupledDecay>;
+
+// ---- of the parameter -----------------------------------------------------------------------------------------------------
+
+//   p <- sign(p) max(|p| - lr l1, 0) / (1 + lr l2)
+//
+// the proximal map of lr (l1 |p| + l2/2 p^2).
+struct ElasticNet {
+  double l1, l2;
+  static constexpr const char* name = "elastic_net";
+  static constexpr std::array<Field, 2> fields{{{"l1", Range::kNonNegative}, {"l2", Range::kNonNegative}}};
+
+  template <class T>
+  struct Op {
+    T threshold, shrink;
+    Op(const ElasticNet& stage, double lr) : threshold(T(lr * stage.l1)), shrink(T(1 / (1 + lr * stage.l2))) {}
+    GRADSTEP_HD T operator()(T p) const { return sign(p) * maximum(magnitude(p) - threshold, T(0)) * shrink; }
+  };
+};
+
+//   p <- min(max(p, low), high)              infinite where there is no limit
+struct Bounds {
+  double low, high;
+  static constexpr const char* name = "bounds";
+  static constexpr std::array<Field, 2> fields{{{"bounds[0]", Range::kNumber}, {"bounds[1]", Range::kNumber}}};
+
+  template <class T>
+  struct Op {
+    T low, high;
+    Op(const Bounds& stage, double) : low(T(stage.low)), high(T(stage.high)) {}
+    GRADSTEP_HD T operator()(T p) const { return clamp(p, low, high); }
+  };
+};
+
+using ParamStages = List<ElasticNet, Bounds>;
 
 }  // namespace gradstep

@@ -1,6 +1,6 @@
 // A sweep: one tensor, its gradient and its states, carried through a pipeline in one pass over memory.
 //
-//   load (decode) -> gradient stages -> rule -> parameter -> store (encode)
+//   load (decode) -> gradient stages -> rule -> update stages -> parameter stages -> store (encode)
 //
 // All of it is plain data, checked and filled in before the first byte is written; an engine only runs it.
 #pragma once
@@ -12,38 +12,83 @@
 
 namespace gradstep {
 
-// Elements that go through the pipeline together where a scratch copy is needed, so that the copies stay in the L1 cache.
+struct Sums;
+
+// Elements that go through the pipeline together where a scratch copy is needed, so that the copies stay in the L1 cache. Also
+// the leaf of a sum.
 inline constexpr std::int64_t kTile = 1024;
+
+// Elements of a block of leaves: sweeps that sum are cut at multiples of it.
+inline constexpr std::int64_t kSumBlock = 16 * kTile;
 
 inline constexpr int kMaxDims = 64;
 
-// The operands of one sweep: parameter, gradient, states.
-inline constexpr int kMaxOperands = 2 + kMaxStates;
+// Arrays that are kept beside a parameter after the update: averages, slow weights.
+enum Extra { kEma, kSwa, kSlow, kMaxExtras };
+
+// The operands of one sweep: parameter, gradient, states, extras. Further gradients stand apart.
+inline constexpr int kMaxOperands = 2 + kMaxStates + kMaxExtras;
+
+// Numbers of one tensor's step that no other tensor need share; most follow from sums over the tensor.
+struct Factors {
+  double gradient = 1;   // of norms: clipping
+  double decayed = 1;    // of the gradient with its coupled decay: LARS
+  double cautious = 1;
+  double trust = 1;
+};
 
 // A run of elements on its way through the pipeline. Pointers lead to the operand itself where it is stored contiguously in the
-// compute type, else to a decoded copy. A gradient is never written: a stage that changes it writes `scratch` and redirects.
+// compute type, else to a decoded copy. A gradient is never written: a stage that changes it does so in `scratch`.
 template <class T>
 struct Tile {
   T* param;
   const T* grad;
-  T* scratch;
   T* states[kMaxStates];
-  std::int64_t size;
+  T* extras[kMaxExtras];
+  T* scratch;  // for a gradient that changes
+  T* update;   // for an update that does not go straight to the parameter
+  std::int64_t begin, size;
   bool prefetch;  // the operands come from memory, not from a cache
+  T scale, gradient_factor, decayed_factor, cautious_factor, trust_factor;  // see Factors; `scale` is the settings'
+  T row_factor, row_mean;
+  Sums* sums;        // of this block
+  double* row_sums;  // of this row
 };
 
 // One loop over a tile (a `Tile<T>` of the operation's own compute type) with its constants.
 using Operation = void (*)(const std::byte* constants, void* tile);
 
-// The operations of one step in the order in which the data flows, with their constants.
+// What follows from the sums over a row, for the next pass over it.
+struct RowValues {
+  double factor = 1, mean = 0;
+};
+using RowOperation = RowValues (*)(const std::byte* constants, const double* row_sums, std::int64_t length,
+                                   double gradient_factor);
+
+// A pass over a tile or a row: operations [begin, end) of the pipeline, then what they found out about the row.
+struct Pass {
+  int begin = 0, end = 0;
+  std::uint32_t loads = 0, stores = 0;  // operands, a bit each
+  RowOperation finish = nullptr;
+  int finish_constants = 0;  // the operation whose constants `finish` gets
+};
+
+// The operations of one step in the order in which the data flows, with their constants. A pipeline has one pass, and more only
+// where something depends on a whole row: then all of them go over one row before the next, while it is in the caches.
 struct Pipeline {
-  static constexpr int kMaxOperations = 8;
+  static constexpr int kMaxOperations = 32, kMaxPasses = 4;
   static constexpr std::size_t kConstantBytes = 96;
 
   Operation operations[kMaxOperations];
   alignas(16) std::byte constants[kMaxOperations][kConstantBytes];
-  int size = 0;
-  bool needs_scratch = false;  // an operation redirects the gradient
+  Pass passes[kMaxPasses];
+  int size = 0, n_passes = 0;
+  double scale = 1;             // of the gradient
+  const double* weights = nullptr;  // of the gradients, where there are several; `scale` is in them
+  bool changes_gradient = false;    // an operation writes `scratch`; with several gradients, so does loading them
+  bool in_tiles = false;            // an operation needs a tile's scratch, or sums
+  bool by_row = false;
+  bool zeroes_gradient = false;
 };
 
 struct Operand {
@@ -53,18 +98,30 @@ struct Operand {
 };
 
 struct Sweep {
-  Operand operands[kMaxOperands];  // parameter, gradient, states
-  int n_operands;
-  int ndim;  // of the dimensions that strided operands share
+  Operand operands[kMaxOperands];  // parameter, gradient, states, then extras
+  int n_operands, n_states;
+  std::uint32_t extras;            // which of them there are, a bit each
+  const Operand* more_gradients;
+  int n_more_gradients;
+  int ndim;                        // of the dimensions that strided operands share
   const std::int64_t* shape;
-  std::int64_t size;  // elements
-  Format compute;     // the type that rule and stages work in
+  std::int64_t size;               // elements
+  std::int64_t row;                // elements of a row, in the order of C; 0 where nothing asks for rows
+  Format compute;                  // the type that rule and stages work in
+
+  // Elements of a block of sums.
+  std::int64_t block() const {
+    if (row == 0) return kSumBlock;
+    return (row < kSumBlock ? kSumBlock / row : 1) * row;
+  }
 };
 
 // What an engine is given to run.
 struct Work {
   const Sweep* sweep;
   const Pipeline* pipeline;
+  Factors factors = {};
+  Sums* sums = nullptr;  // one a block
 };
 
 }  // namespace gradstep

@@ -1,19 +1,64 @@
 // The table of loops that each instruction set's object hands out.
 #pragma once
 
+#include "../core/norms.h"
 #include "../core/stages.h"
 #include "../core/sweep.h"
 #include "../registry.h"
 
 namespace gradstep::cpu {
 
+// Loops that belong to no rule and need no constants but the tile's own factors, or those noted.
+enum class Loop {
+  // gradient
+  kShape,           // scratch <- gradient_factor (scale g), both taken off the tile then
+  kScaleRow,        // g <- row_factor g
+  kCentralize,      // g <- g - row_mean
+  kNoise,           // g <- g + sigma z                     NoiseConstants
+  kCouple,          // g <- decayed_factor (g + wd p)       double weight_decay
+  // update
+  kCautious,
+  kDecay,           // u <- decay p + u                     double decay
+  kTrust,
+  kApply,           // p <- p - u
+  // parameter
+  kScaleParamRow,   // p <- row_factor p
+  kEma,             // a <- a + w (p - a)                   double weight
+  kSwa,
+  kLookahead,       // s <- s + w (p - s), p <- s           double weight
+  // arrays alone
+  kScale,           // p <- gradient_factor p
+  kSwap,            // p <-> the first state
+  // sums
+  kSumGrad,         // squares of scale g
+  kSumParam,
+  kCountGrad,       // squares, NaN, infinite, zero, largest of scale g
+  kSumRuleGrad,     // squares of g, as the rule gets it
+  kSumUpdate,       // squares of u and p
+  kCountAgreeing,
+  kSumRow,          // of g and p, by row
+  kSumParamRow,
+  kLoops
+};
+
+struct NoiseConstants {
+  double sigma;
+  std::uint64_t seed;
+  std::uint32_t stream, step;
+};
+
 // The loops of one compute type.
 struct TypedKernels {
+  // Straight to the parameter: gradient factors, coupled decay, rule, decoupled decay, subtraction.
   Operation update[Rules::size][kDecays][2 /* first step */];
-  Operation stages[GradientStages::size];
+  // The rule alone, to the tile's update.
+  Operation direction[Rules::size][2 /* dry: leaves the states as they are */][2 /* first step */];
+  Operation gradient_stages[GradientStages::size];
+  Operation param_stages[ParamStages::size];
+  Operation loops[static_cast<int>(Loop::kLoops)];
   Operation touch[kMaxStates + 1];  // by the number of states
   // Carries elements [begin, end) of a sweep through a pipeline. `prefetch`: the operands are too large for the caches.
-  void (*sweep)(const Sweep& sweep, const Pipeline& pipeline, std::int64_t begin, std::int64_t end, bool prefetch);
+  void (*sweep)(const Work& work, std::int64_t begin, std::int64_t end, bool prefetch);
 };
 
 struct Kernels {

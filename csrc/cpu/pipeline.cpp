@@ -1,5 +1,7 @@
 #include "pipeline.h"
 
+#include <algorithm>
+#include <cmath>
 #include <new>
 
 #include "isa.h"
@@ -7,21 +9,25 @@
 namespace gradstep::cpu {
 namespace {
 
+// ---- constants ------------------------------------------------------------------------------------------------------------
+
 template <class Constants, class... Args>
 void construct(std::byte* at, const Args&... args) {
   static_assert(sizeof(Constants) <= Pipeline::kConstantBytes);
   ::new (at) Constants{args...};
 }
 
+// Of `Rule`'s update next to each of the decays.
 template <class Rule, class T, class... DecayStage>
 void update_constants(List<DecayStage...>, const Settings& settings, double step, std::byte* at) {
-  static constexpr void (*kMake[])(const Rule&, double, double,
-                                   std::byte*) = {[](const Rule& rule, double step, double weight_decay, std::byte* to) {
+  static constexpr void (*kMake[])(const Rule&, const Settings&, double,
+                                   std::byte*) = {[](const Rule& rule, const Settings& all, double number, std::byte* to) {
     using Update = typename Rule::template Update<T>;
     using DecayOp = typename DecayStage::template Op<T>;
-    construct<Decayed<Update, DecayOp>>(to, Update(rule, step), DecayOp(DecayStage{weight_decay}, rule.lr));
+    const double rate = all.independent_decay ? 1 : rule.lr;
+    construct<Decayed<Update, DecayOp>>(to, Update(rule, number), DecayOp(DecayStage{all.weight_decay}, rate));
   }...};
-  kMake[static_cast<int>(settings.decay)](from_values<Rule>(settings.values.data()), step, settings.weight_decay, at);
+  kMake[static_cast<int>(settings.decay)](from_values<Rule>(settings.values.data()), settings, step, at);
 }
 
 template <class T, class... Rule>
@@ -31,39 +37,280 @@ void update_constants(List<Rule...>, const Settings& settings, double step, std:
   kMake[settings.rule](settings, step, at);
 }
 
-template <class T, class... Stage>
-void stage_constants(List<Stage...>, const Settings::Stage& stage, std::byte* at) {
-  static constexpr void (*kMake[])(const double*, std::byte*) = {[](const double* values, std::byte* to) {
-    construct<typename Stage::template Op<T>>(to, from_values<Stage>(values));
+template <class T, class... Rule>
+void direction_constants(List<Rule...>, const Settings& settings, double step, std::byte* at) {
+  static constexpr void (*kMake[])(const Settings&, double,
+                                   std::byte*) = {[](const Settings& all, double number, std::byte* to) {
+    construct<typename Rule::template Update<T>>(to, from_values<Rule>(all.values.data()), number);
   }...};
-  kMake[stage.stage](stage.values.data(), at);
+  kMake[settings.rule](settings, step, at);
 }
 
-template <class T>
-void fill(const TypedKernels& kernels, const Settings& settings, double step, bool first, Pipeline& pipeline) {
-  pipeline.size = 0;
-  pipeline.needs_scratch = !settings.stages.empty();
-  for (const auto& stage : settings.stages) {
-    stage_constants<T>(GradientStages{}, stage, pipeline.constants[pipeline.size]);
-    pipeline.operations[pipeline.size++] = kernels.stages[stage.stage];
-  }
-  update_constants<T>(Rules{}, settings, step, pipeline.constants[pipeline.size]);
-  pipeline.operations[pipeline.size++] = kernels.update[settings.rule][static_cast<int>(settings.decay)][first];
+template <class T, class... Stage, class... Args>
+void stage_constants(List<Stage...>, const Settings::Stage& stage, std::byte* at, Args... args) {
+  static constexpr void (*kMake[])(const double*, std::byte*,
+                                   Args...) = {[](const double* values, std::byte* to, Args... more) {
+    construct<typename Stage::template Op<T>>(to, from_values<Stage>(values), more...);
+  }...};
+  kMake[stage.stage](stage.values.data(), at, args...);
 }
+
+double ema_weight(const Settings& settings, double n) {
+  const double d = settings.ema_decay;
+  if (settings.ema_correction == EmaCorrection::kBias) return (1 - d) / (1 - std::pow(d, n));
+  if (n == 1) return 1;
+  return 1 - (settings.ema_correction == EmaCorrection::kWarmup ? std::min(d, (1 + n) / (10 + n)) : d);
+}
+
+// ---- rows -----------------------------------------------------------------------------------------------------------------
+
+struct GradientRowConstants {
+  double agc, eps;  // agc is infinite where there is none
+};
+
+RowValues finish_gradient_row(const std::byte* constants, const double* sums, std::int64_t length, double gradient_factor) {
+  const auto [agc, eps] = *reinterpret_cast<const GradientRowConstants*>(constants);
+  RowValues values;
+  if (agc != kNoLimit) {
+    const double param = std::sqrt(sums[kRowParamSquares]), grad = std::sqrt(sums[kRowGradSquares]);
+    const double limit = agc * (param < eps ? eps : param);
+    if (grad > limit) values.factor = limit / std::max(grad, 1e-6);
+  }
+  values.mean = values.factor * gradient_factor * sums[kRowGrad] / static_cast<double>(length);
+  return values;
+}
+
+RowValues finish_group_lasso(const std::byte* constants, const double* sums, std::int64_t, double) {
+  const double threshold = *reinterpret_cast<const double*>(constants), norm = std::sqrt(sums[kRowParamSquares]);
+  const double left = 1 - threshold / norm;
+  return {norm == 0 || left < 0 ? 0 : left, 0};
+}
+
+RowValues finish_max_norm(const std::byte* constants, const double* sums, std::int64_t, double) {
+  const double limit = *reinterpret_cast<const double*>(constants), norm = std::sqrt(sums[kRowParamSquares]);
+  return {norm > limit ? limit / norm : 1, 0};
+}
+
+// ---- the pipeline ---------------------------------------------------------------------------------------------------------
+
+template <class T>
+class Builder {
+ public:
+  Builder(const TypedKernels& kernels, const Settings& settings, const Moment& moment, const Sweep& sweep, Purpose purpose,
+          const Extras& extras, Pipeline& pipeline)
+      : kernels_(kernels),
+        settings_(settings),
+        moment_(moment),
+        sweep_(sweep),
+        purpose_(purpose),
+        extras_(extras),
+        pipeline_(pipeline) {
+    // Emptied piece by piece: the constants need not be.
+    pipeline.size = pipeline.n_passes = 0;
+    pipeline.scale = settings.scale;
+    pipeline.weights = nullptr;
+    pipeline.in_tiles = purpose != Purpose::kUpdate || sweep.row > 0;
+    pipeline.by_row = sweep.row > 0;
+    pipeline.zeroes_gradient = purpose == Purpose::kZero || (purpose == Purpose::kUpdate && extras.zero_gradient);
+  }
+
+  void build() {
+    const bool agc = settings_.agc != kNoLimit;
+    const bool centralize = settings_.centralize && moment_.has_rows;
+    const bool noise = settings_.noise > 0;
+    if (purpose_ == Purpose::kZero) return end_pass(0, 0);
+    if (purpose_ == Purpose::kParams) {
+      add(Loop::kSumParam);
+      return end_pass(1, 0);
+    }
+
+    // The gradient is prepared in the scratch if anything but a factor changes it.
+    if (extras_.several_gradients || !settings_.gradient_stages.empty() || agc || centralize) {
+      pipeline_.weights = extras_.weights;
+      pipeline_.scale = 1;
+      pipeline_.in_tiles = true;
+    }
+    if (agc || centralize) {
+      add_gradient_stages(false);
+      const int constants = pipeline_.size;
+      add(Loop::kSumRow);
+      construct<GradientRowConstants>(pipeline_.constants[constants], settings_.agc, settings_.agc_eps);
+      end_pass(reads(), 0, finish_gradient_row, constants);
+    }
+    if (purpose_ == Purpose::kNorms) {
+      add_gradient_stages(extras_.count_gradient);
+      if (agc) add(Loop::kScaleRow);
+      if (!extras_.count_gradient || sums_gradient_apart(settings_)) add(Loop::kSumGrad);
+      if (settings_.adaptation == Adaptation::kLars) add(Loop::kSumParam);
+      end_pass(3, 0);
+      return;
+    }
+
+    add_gradient_stages(extras_.count_gradient && purpose_ == Purpose::kUpdate);
+    if (agc) add(Loop::kScaleRow);
+    if (centralize || noise) shape();
+    if (centralize) add(Loop::kCentralize);
+    if (noise) add_noise();
+
+    const bool apart = purpose_ != Purpose::kUpdate || extras_.sum_update || settings_.cautious || settings_.trust_ratio;
+    if (apart) {
+      add_update_apart();
+      if (purpose_ != Purpose::kUpdate) return end_pass(reads(), 0);
+    } else {
+      update_constants<T>(Rules{}, settings_, moment_.step, constants());
+      add(kernels_.update[settings_.rule][static_cast<int>(settings_.decay)][moment_.first]);
+    }
+    add_param_stages();
+  }
+
+ private:
+  std::byte* constants() { return pipeline_.constants[pipeline_.size]; }
+
+  // The constants are those at constants(), filled in before.
+  void add(Operation operation) { pipeline_.operations[pipeline_.size++] = operation; }
+  void add(Loop loop) { add(kernels_.loops[static_cast<int>(loop)]); }
+  template <class Constants>
+  void add(Loop loop, const Constants& values) {
+    construct<Constants>(constants(), values);
+    add(loop);
+  }
+
+  void end_pass(std::uint32_t loads, std::uint32_t stores, RowOperation finish = nullptr, int finish_constants = 0) {
+    const int begin = pipeline_.n_passes == 0 ? 0 : pipeline_.passes[pipeline_.n_passes - 1].end;
+    pipeline_.passes[pipeline_.n_passes++] = {begin, pipeline_.size, loads, stores, finish, finish_constants};
+  }
+
+  // Parameter, gradient and states; all but the gradient.
+  std::uint32_t reads() const { return (1u << (2 + sweep_.n_states)) - 1; }
+  std::uint32_t writes() const { return reads() & ~2u; }
+
+  std::uint32_t extra_bits() const {
+    std::uint32_t bits = 0;
+    int k = 2 + sweep_.n_states;
+    for (int extra = 0; extra < kMaxExtras; ++extra) {
+      if (!(sweep_.extras >> extra & 1)) continue;
+      if (moves(static_cast<Extra>(extra))) bits |= 1u << k;
+      ++k;
+    }
+    return bits;
+  }
+
+  // Whether this step changes an extra.
+  bool moves(Extra extra) const {
+    if (!settings_.has(extra)) return false;
+    if (extra == kSlow) return std::fmod(moment_.step, settings_.lookahead_steps) == 0;
+    return extra == kEma || swa_takes(settings_, moment_.step);
+  }
+
+  void add_gradient_stages(bool count) {
+    if (count) {
+      pipeline_.in_tiles = true;
+      add(Loop::kCountGrad);
+    }
+    for (const auto& stage : settings_.gradient_stages) {
+      stage_constants<T>(GradientStages{}, stage, constants());
+      add(kernels_.gradient_stages[stage.stage]);
+    }
+  }
+
+  void shape() {
+    pipeline_.in_tiles = shaped_ = true;
+    add(Loop::kShape);
+  }
+
+  void add_noise() {
+    const double sigma = std::sqrt(settings_.noise / std::pow(1 + moment_.step, settings_.noise_decay));
+    const auto step = static_cast<std::uint64_t>(moment_.step);
+    add(Loop::kNoise, NoiseConstants{sigma, static_cast<std::uint64_t>(settings_.seed),
+                                     static_cast<std::uint32_t>(moment_.position), static_cast<std::uint32_t>(step)});
+  }
+
+  // Gradient, update and parameter one after another, with what looks at the update in between.
+  void add_update_apart() {
+    const bool update = purpose_ == Purpose::kUpdate;
+    pipeline_.in_tiles = true;
+    if (!shaped_ && (extras_.has_factors || pipeline_.scale != 1)) shape();
+    if (update && extras_.sum_update) add(Loop::kSumRuleGrad);
+    if (settings_.decay == Decay::kCoupled) add(Loop::kCouple, settings_.weight_decay);
+    direction_constants<T>(Rules{}, settings_, moment_.step, constants());
+    add(kernels_.direction[settings_.rule][!update][moment_.first]);
+    if (purpose_ == Purpose::kAgreement) return add(Loop::kCountAgreeing);
+    if (settings_.cautious) add(Loop::kCautious);
+    if (settings_.decay == Decay::kDecoupled) {
+      add(Loop::kDecay, (settings_.independent_decay ? 1 : settings_.lr()) * settings_.weight_decay);
+    }
+    if (purpose_ == Purpose::kTrust) return add(Loop::kSumUpdate);
+    if (settings_.trust_ratio) add(Loop::kTrust);
+    if (extras_.sum_update) add(Loop::kSumUpdate);
+    add(Loop::kApply);
+  }
+
+  void add_param_stages() {
+    for (const auto& stage : settings_.param_stages) {
+      pipeline_.in_tiles = true;
+      stage_constants<T>(ParamStages{}, stage, constants(), settings_.lr());
+      add(kernels_.param_stages[stage.stage]);
+    }
+    std::uint32_t loads = reads(), stores = writes();
+    const auto project = [&](double limit, RowOperation finish) {
+      const int at = pipeline_.size;
+      add(Loop::kSumParamRow, limit);
+      end_pass(loads, stores, finish, at);
+      loads = stores = 1;
+      add(Loop::kScaleParamRow);
+    };
+    if (moment_.has_rows && settings_.group_lasso > 0) project(settings_.lr() * settings_.group_lasso, finish_group_lasso);
+    if (moment_.has_rows && settings_.max_norm != kNoLimit) project(settings_.max_norm, finish_max_norm);
+
+    if (moves(kSlow)) add(Loop::kLookahead, settings_.lookahead_alpha);
+    if (moves(kEma)) add(Loop::kEma, ema_weight(settings_, moment_.ema_count));
+    if (moves(kSwa)) add(Loop::kSwa, 1 / moment_.swa_count);
+    if (extra_bits() != 0 || pipeline_.zeroes_gradient) pipeline_.in_tiles = true;
+    end_pass(loads | extra_bits(), stores | extra_bits());
+  }
+
+  const TypedKernels& kernels_;
+  const Settings& settings_;
+  const Moment& moment_;
+  const Sweep& sweep_;
+  const Purpose purpose_;
+  const Extras& extras_;
+  Pipeline& pipeline_;
+  bool shaped_ = false;  // the gradient's factors are multiplied in
+};
 
 }  // namespace
 
-void make_pipeline(const Settings& settings, double step, bool first, Format compute, Pipeline& pipeline) {
+bool sums_gradient_apart(const Settings& settings) { return !settings.gradient_stages.empty() || settings.agc != kNoLimit; }
+
+bool swa_takes(const Settings& settings, double step) {
+  return settings.swa_every > 0 && step > settings.swa_start && std::fmod(step - settings.swa_start, settings.swa_every) == 0;
+}
+
+void make_pipeline(const Settings& settings, const Moment& moment, Format compute, const Sweep& sweep, Purpose purpose,
+                   const Extras& extras, Pipeline& pipeline) {
   const TypedKernels& typed = kernels().of(compute);
-  if (compute == Format::kFloat32) fill<float>(typed, settings, step, first, pipeline);
-  else fill<double>(typed, settings, step, first, pipeline);
+  if (compute == Format::kFloat32) {
+    Builder<float>(typed, settings, moment, sweep, purpose, extras, pipeline).build();
+  } else {
+    Builder<double>(typed, settings, moment, sweep, purpose, extras, pipeline).build();
+  }
+}
+
+void make_loop_pipeline(Loop loop, int operands, bool writes, Format compute, Pipeline& pipeline) {
+  pipeline.operations[0] = kernels().of(compute).loops[static_cast<int>(loop)];
+  const std::uint32_t all = (1u << operands) - 1;
+  pipeline.passes[0] = {0, 1, all, writes ? all & ~2u : 0, nullptr, 0};
+  pipeline.size = pipeline.n_passes = 1;
+  pipeline.in_tiles = true;
 }
 
 void make_touch_pipeline(int states, Format compute, Pipeline& pipeline) {
-  pipeline.size = 1;
-  pipeline.needs_scratch = false;
   pipeline.operations[0] = kernels().of(compute).touch[states];
   construct<double>(pipeline.constants[0], 0.0);
+  const std::uint32_t all = (1u << (2 + states)) - 1;
+  pipeline.passes[0] = {0, 1, all, all & ~2u, nullptr, 0};
+  pipeline.size = pipeline.n_passes = 1;
 }
 
 }  // namespace gradstep::cpu

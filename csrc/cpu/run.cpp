@@ -13,10 +13,10 @@ std::atomic<bool> flush{true};
 
 // Elements of a chunk: large enough that taking one costs nothing beside running it. Where there is much to do, chunks are
 // longer: the longer a thread walks straight on through memory, the better the processor keeps up.
-constexpr std::int64_t kChunk = 16 * kTile, kLongChunk = 16 * kChunk, kChunks = 256;
+constexpr std::int64_t kChunk = kSumBlock, kLongChunk = 16 * kChunk, kChunks = 256;
 
 // The length of a chunk depends on the amount of work alone, so that the cuts are the same for any number of threads.
-std::int64_t chunk_length(std::int64_t total) { return std::clamp(total / kChunks / kTile * kTile, kChunk, kLongChunk); }
+std::int64_t chunk_length(std::int64_t total) { return std::clamp(total / kChunks / kChunk * kChunk, kChunk, kLongChunk); }
 
 // Under this many elements the work stays on the caller's thread: waking another costs more than it saves.
 constexpr std::int64_t kAlone = 2 * kChunk;
@@ -41,7 +41,7 @@ struct Chunks {
     const FloatEnvironment environment(flush_denormals);
     for (std::size_t i = starts[chunk]; i < starts[chunk + 1]; ++i) {
       const auto& [work, begin, end] = pieces[i];
-      kernels.of(work->sweep->compute).sweep(*work->sweep, *work->pipeline, begin, end, prefetch);
+      kernels.of(work->sweep->compute).sweep(*work, begin, end, prefetch);
     }
   }
 };
@@ -50,8 +50,10 @@ void cut(const std::vector<Work>& works, std::int64_t length, Chunks& chunks) {
   chunks.pieces.reserve(works.size());
   std::int64_t filled = length;
   for (const Work& work : works) {
-    for (std::int64_t begin = 0; begin < work.sweep->size; begin += length) {
-      const std::int64_t end = std::min(begin + length, work.sweep->size);
+    // Blocks of sums stay whole.
+    const std::int64_t block = work.sweep->block(), piece = std::max(length / block, std::int64_t{1}) * block;
+    for (std::int64_t begin = 0; begin < work.sweep->size; begin += piece) {
+      const std::int64_t end = std::min(begin + piece, work.sweep->size);
       if (filled + (end - begin) > length) {
         chunks.starts.push_back(chunks.pieces.size());
         filled = 0;
@@ -71,15 +73,15 @@ void set_flush_denormals(bool on) { flush.store(on, std::memory_order_relaxed); 
 
 void run(const std::vector<Work>& works) {
   std::int64_t total = 0, bytes = 0;
-  for (const auto& [sweep, pipeline] : works) {
-    total += sweep->size;
-    bytes += sweep->size * sweep->n_operands * static_cast<std::int64_t>(item_size(sweep->compute));
+  for (const Work& work : works) {
+    total += work.sweep->size;
+    bytes += work.sweep->size * work.sweep->n_operands * static_cast<std::int64_t>(item_size(work.sweep->compute));
   }
   const bool prefetch = bytes > kLarge;
 
   if (total <= kAlone || num_threads() == 1) {
     const FloatEnvironment environment(flush_denormals());
-    for (const auto& [sweep, pipeline] : works) kernels().of(sweep->compute).sweep(*sweep, *pipeline, 0, sweep->size, prefetch);
+    for (const Work& work : works) kernels().of(work.sweep->compute).sweep(work, 0, work.sweep->size, prefetch);
     return;
   }
   Chunks chunks{kernels(), flush_denormals(), prefetch, {}, {}};

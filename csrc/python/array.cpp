@@ -264,6 +264,16 @@ void read(PyObject* object, View& view, Holds& holds) {
   split_complex(view);
 }
 
+void bump_versions(const py::list& tensors) {
+  static const auto increment = py::object(py::module_::import("torch.autograd.graph").attr("increment_version")).release();
+  try {
+    increment(tensors);
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_TypeError) && !error.matches(PyExc_AttributeError)) throw;
+    for (const py::handle tensor : tensors) increment(tensor);  // torch before 2.6 takes one tensor at a time
+  }
+}
+
 std::string dtype_name(PyObject* object) {
   PyObject* dtype = PyObject_GetAttrString(object, "dtype");
   PyErr_Clear();

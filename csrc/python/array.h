@@ -74,6 +74,9 @@ void read(PyObject* object, View& view, Holds& holds);
 // Whether `object` is a torch tensor, whose version counter has to be told of a change.
 bool is_tensor(PyObject* object);
 
+// Tells torch that tensors were changed in place, so that autograd refuses to use saved values that are gone.
+void bump_versions(const pybind11::list& tensors);
+
 // "float32" or "int64": the dtype as its owner spells it, for messages.
 std::string dtype_name(PyObject* object);
 

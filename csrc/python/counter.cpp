@@ -20,15 +20,10 @@ void with_number(char kind, int bits, std::byte* data, Function function) {
 
 }  // namespace
 
-PyObject* step_name() {
-  static PyObject* name = PyUnicode_InternFromString("step");
-  return name;
-}
-
-double Counter::read(PyObject* dict, PyObject* object, Holds& holds) {
-  double count = 0;
+double Number::take(PyObject* dict, PyObject* name, PyObject* object, Holds& holds) {
+  double value = 0;
   if (PyLong_Check(object) || PyFloat_Check(object)) {
-    count = PyFloat_AsDouble(object);
+    value = PyFloat_AsDouble(object);
     if (PyErr_Occurred()) throw py::error_already_set();
   } else {
     View view;
@@ -36,32 +31,47 @@ double Counter::read(PyObject* dict, PyObject* object, Holds& holds) {
     if (view.size() != 1 || !view.data)
       value_problem("has shape " + tuple_text(view.ndim, view.shape) + ", must hold one number");
     if (!view.writable) value_problem("is read-only");
-    with_number(view.kind, view.bits, view.data, [&](auto* at) {
-      using T = std::remove_pointer_t<decltype(at)>;
-      count = static_cast<double>(*at);
-      if (count < kMaxStep && static_cast<double>(static_cast<T>(count + 1)) != count + 1) {
-        value_problem("stands at " + std::to_string(static_cast<std::int64_t>(count)) + ", beyond which its dtype " +
-                      dtype_name(object) + " cannot count");
-      }
-    });
+    with_number(view.kind, view.bits, view.data, [&](auto* at) { value = static_cast<double>(*at); });
     kind_ = view.kind;
     bits_ = view.bits;
     data_ = view.data;
   }
+  dict_ = dict;
+  name_ = name;
+  return value;
+}
+
+void Number::set(double value, bool whole) const {
+  if (data_) {
+    with_number(kind_, bits_, data_, [&](auto* at) { *at = static_cast<std::remove_pointer_t<decltype(at)>>(value); });
+    return;
+  }
+  const py::object object = whole ? py::object(py::int_(static_cast<std::int64_t>(value))) : py::object(py::float_(value));
+  if (PyDict_SetItem(dict_, name_, object.ptr()) != 0) throw py::error_already_set();
+}
+
+double Counter::read(PyObject* dict, PyObject* name, PyObject* object, Holds& holds) {
+  const double count = take(dict, name, object, holds);
+  if (data_ && count < kMaxStep) {
+    with_number(kind_, bits_, data_, [&](auto* at) {
+      using T = std::remove_pointer_t<decltype(at)>;
+      if (static_cast<double>(static_cast<T>(count + 1)) != count + 1) {
+        value_problem("stands at " + std::to_string(static_cast<std::int64_t>(count)) + ", beyond which its dtype " +
+                      dtype_name(object) + " cannot count");
+      }
+    });
+  }
   if (!(count >= 0 && count < kMaxStep && count == std::floor(count))) {
     value_problem("must be a whole number from 0 to 2^53 - 1, got " + py::repr(object).cast<std::string>());
   }
-  dict_ = dict;
   return count;
 }
 
-void Counter::write(double count) const {
-  if (data_) {
-    with_number(kind_, bits_, data_, [&](auto* at) { *at = static_cast<std::remove_pointer_t<decltype(at)>>(count); });
-  } else {
-    const py::object value = py::int_(static_cast<std::int64_t>(count));
-    if (PyDict_SetItem(dict_, step_name(), value.ptr()) != 0) throw py::error_already_set();
-  }
+double Scalar::read(PyObject* dict, PyObject* name, PyObject* object, Holds& holds) {
+  const double value = take(dict, name, object, holds);
+  if (kind_ == 'i') type_problem("must be a float, or a float32 or float64 array");
+  if (!std::isfinite(value)) value_problem("must be finite, got " + py::repr(object).cast<std::string>());
+  return value;
 }
 
 double step_argument(PyObject* step) {

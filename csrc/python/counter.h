@@ -1,4 +1,4 @@
-// Step counts: how many steps a parameter has taken, as they stand in its state dict or come as an argument.
+// Numbers that stand beside a parameter's states: how many steps it has taken, how many averages, the norm of its gradients.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,28 +7,39 @@
 
 namespace gradstep::python {
 
-// The count in a state dict: a Python number, or an array of one number (float32, float64, int64), which is counted up in
-// place.
-class Counter {
+// A number in a state dict: a Python number, or an array of one number (float32, float64, int64), which is changed in place.
+class Number {
  public:
-  // Whether there is a count at all.
+  // Whether there is a number at all.
   explicit operator bool() const { return dict_ != nullptr; }
 
-  // Takes the count `object` of `dict` and returns it. Throws Problem if it is no count, or can't go further.
-  double read(PyObject* dict, PyObject* object, Holds& holds);
+ protected:
+  // Takes `object`, the item `name` of `dict`. Throws Problem if it is no number.
+  double take(PyObject* dict, PyObject* name, PyObject* object, Holds& holds);
+  void set(double value, bool whole) const;
 
-  // Sets it.
-  void write(double count) const;
-
- private:
-  PyObject* dict_ = nullptr;
   char kind_ = 0;
   int bits_ = 0;
   std::byte* data_ = nullptr;  // null: a Python number
+
+ private:
+  PyObject *dict_ = nullptr, *name_ = nullptr;
 };
 
-// "step", interned.
-PyObject* step_name();
+// A count. It is counted up by one.
+class Counter : public Number {
+ public:
+  // Returns the count; throws Problem if it is none, or can't go further.
+  double read(PyObject* dict, PyObject* name, PyObject* object, Holds& holds);
+  void write(double count) const { set(count, true); }
+};
+
+// Any number that is finite.
+class Scalar : public Number {
+ public:
+  double read(PyObject* dict, PyObject* name, PyObject* object, Holds& holds);
+  void write(double value) const { set(value, false); }
+};
 
 // The number of a step as a function's argument: an integer from 1 to 2^53. None is "not the first", and reads as 2.
 double step_argument(PyObject* step);

@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 
 #include <algorithm>
+#include <bit>
 
 namespace gradstep::python {
 namespace py = pybind11;
@@ -61,63 +62,89 @@ void check_output(const View& view) {
 
 }  // namespace
 
-Entry::Change Entry::update(const View* views, int n, PyObject* const* objects) {
+int Roles::n_extras() const { return std::popcount(extras); }
+
+Entry::Change Entry::update(const View* views, const Roles& roles, PyObject* const* objects) {
   thread_local std::vector<std::int64_t> now;
-  now.clear();
-  for (int k = 2; k < n; ++k) append(now, views[k]);
-  append(now, views[0]);
+  const int n = roles.n_views();
+  now.assign({roles.n_states, roles.extras, roles.n_gradients,
+              (roles.writes_gradients ? 1 : 0) | (roles.rows ? 2 : 0) | (roles.always_rows ? 4 : 0) |
+                  (roles.reads_only ? 8 : 0) | (roles.in_order ? 16 : 0)});
+  for (int k = 0; k < n; ++k) {
+    if (roles.is_output(k)) append(now, views[k]);
+  }
   const std::size_t outputs = now.size();
-  append(now, views[1]);
+  for (int k = 0; k < n; ++k) {
+    if (!roles.is_output(k)) append(now, views[k]);
+  }
   if (now == seen_) return Change::kNone;
 
   const bool same_outputs =
       seen_.size() >= outputs && std::equal(now.begin(), now.begin() + static_cast<std::ptrdiff_t>(outputs), seen_.begin());
   seen_.clear();
-  check(views, n, objects);
-  lay_out(views, n);
+  roles_ = roles;
+  check(views, objects);
+  lay_out(views);
   seen_ = now;
   return same_outputs ? Change::kGradient : Change::kAll;
 }
 
-void Entry::check(const View* views, int n, PyObject* const* objects) const {
-  for (int k = 0; k < n; ++k) {
+void Entry::check(const View* views, PyObject* const* objects) const {
+  for (int k = 0; k < roles_.n_views(); ++k) {
     try {
       check_type(views[k], views[0], objects[k], objects[0], k == 0);
       check_shape(views[k], views[0]);
       check_memory(views[k]);
-      if (k != 1) check_output(views[k]);
+      if (roles_.is_output(k)) check_output(views[k]);
     } catch (Problem& problem) {
       throw OperandProblem{k, std::move(problem)};
     }
   }
 }
 
-void Entry::lay_out(const View* views, int n) {
+void Entry::lay_out(const View* views) {
   const View& param = views[0];
   const std::int64_t item = param.bits / 8;
+  const auto n = static_cast<std::size_t>(roles_.n_views());
   bool contiguous = true;
-  for (int k = 0; k < n; ++k) contiguous = contiguous && is_c_contiguous(views[k]);
+  for (std::size_t k = 0; k < n; ++k) contiguous = contiguous && is_c_contiguous(views[k]);
+
+  // The parts of a complex number are no dimension of their own.
+  const int ndim = param.ndim - (param.kind == 'c');
+  has_rows_ = ndim >= 2;
+  sweep_.size = param.size();
+  sweep_.row = 0;
+  if (sweep_.size > 0 && has_rows_ && (roles_.rows || roles_.always_rows)) sweep_.row = sweep_.size / param.shape[0];
+  else if (roles_.always_rows) sweep_.row = sweep_.size;
 
   if (contiguous) {
     layout_ = {};
-    layout_.strides.resize(static_cast<std::size_t>(n));
-    layout_.offsets.assign(static_cast<std::size_t>(n), 0);
+    layout_.strides.resize(n);
+    layout_.offsets.assign(n, 0);
   } else {
     std::vector<const std::int64_t*> strides;
-    for (int k = 0; k < n; ++k) strides.push_back(views[k].strides);
-    layout_ = make_layout(param.ndim, param.shape, strides, item);
+    for (std::size_t k = 0; k < n; ++k) strides.push_back(views[k].strides);
+    layout_ = make_layout(param.ndim, param.shape, strides, item, roles_.in_order || sweep_.row > 0);
   }
 
   shape_.assign(param.shape, param.shape + param.ndim);
-  sweep_.n_operands = n;
+  sweep_.n_operands = roles_.n_operands();
+  sweep_.n_states = roles_.n_states;
+  sweep_.extras = roles_.extras;
   sweep_.ndim = static_cast<int>(layout_.shape.size());
   sweep_.shape = layout_.shape.data();
-  sweep_.size = param.size();
   sweep_.compute = param.format();
-  for (int k = 0; k < n; ++k) {
-    const auto at = static_cast<std::size_t>(k);
-    const auto& strides = layout_.strides[at];
-    sweep_.operands[k] = {views[k].data + layout_.offsets[at], strides.empty() ? nullptr : strides.data(), views[k].format()};
+  more_gradients_.resize(n - static_cast<std::size_t>(sweep_.n_operands));
+  sweep_.more_gradients = more_gradients_.data();
+  sweep_.n_more_gradients = static_cast<int>(more_gradients_.size());
+  spans_.resize(n);
+  strides_.resize(n);
+  data_.resize(n);
+  for (std::size_t k = 0; k < n; ++k) {
+    const bool further = k >= static_cast<std::size_t>(sweep_.n_operands);
+    Operand& operand = further ? more_gradients_[k - static_cast<std::size_t>(sweep_.n_operands)] : sweep_.operands[k];
+    const auto& strides = layout_.strides[k];
+    operand = {views[k].data + layout_.offsets[k], strides.empty() ? nullptr : strides.data(), views[k].format()};
     data_[k] = views[k].data;
     strides_[k].assign(views[k].strides, views[k].strides + views[k].ndim);
     spans_[k] = {views[k].data, views[k].data};
@@ -131,9 +158,15 @@ void Entry::lay_out(const View* views, int n) {
   }
 }
 
+const std::int64_t* Entry::strides_of(int k) const {
+  return k < sweep_.n_operands ? sweep_.operands[k].strides
+                               : more_gradients_[static_cast<std::size_t>(k - sweep_.n_operands)].strides;
+}
+
 py::object Entry::as_numpy(int k) const {
+  const auto at = static_cast<std::size_t>(k);
   const py::dtype dtype(sweep_.compute == Format::kFloat32 ? "float32" : "float64");
-  return py::array(dtype, shape_, strides_[k], data_[k], py::capsule(data_[k], [](void*) {}));
+  return py::array(dtype, shape_, strides_[at], data_[at], py::capsule(data_[at], [](void*) {}));
 }
 
 }  // namespace gradstep::python

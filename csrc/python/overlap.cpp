@@ -11,8 +11,7 @@ bool apart(const Entry::Span& a, const Entry::Span& b) { return a.end <= b.begin
 // Whether two operands whose spans intersect have an element in common. Interleaved views, two columns of a matrix for one,
 // have not. What NumPy can't decide within a million steps counts as sharing.
 bool share_memory(const Entry& a, int operand_a, const Entry& b, int operand_b) {
-  const bool both_dense = !a.sweep().operands[operand_a].strides && !b.sweep().operands[operand_b].strides;
-  if (both_dense && a.sweep().ndim == 0 && b.sweep().ndim == 0) return true;
+  if (a.is_dense(operand_a) && b.is_dense(operand_b)) return true;
   try {
     const auto shares = py::module_::import("numpy").attr("shares_memory");
     return shares(a.as_numpy(operand_a), b.as_numpy(operand_b), py::arg("max_work") = 1000000).cast<bool>();
@@ -26,9 +25,9 @@ bool share_memory(const Entry& a, int operand_a, const Entry& b, int operand_b) 
 Outputs::Clash Outputs::assign(const std::vector<const Entry*>& entries) {
   items_.clear();
   for (std::size_t i = 0; i < entries.size(); ++i) {
-    for (int k = 0; k < entries[i]->sweep().n_operands; ++k) {
+    for (int k = 0; k < entries[i]->roles().n_views(); ++k) {
       const Entry::Span span = entries[i]->span(k);
-      if (k != 1 && span.begin != span.end) items_.push_back({span, {static_cast<int>(i), k}});
+      if (entries[i]->roles().is_output(k) && span.begin != span.end) items_.push_back({span, {static_cast<int>(i), k}});
     }
   }
   std::sort(items_.begin(), items_.end(), [](const Item& a, const Item& b) { return a.span.begin < b.span.begin; });
@@ -48,16 +47,18 @@ Outputs::Clash Outputs::assign(const std::vector<const Entry*>& entries) {
   return {};
 }
 
-Outputs::Clash Outputs::clash_with_gradient(int entry, const std::vector<const Entry*>& entries) const {
+Outputs::Clash Outputs::clash_with_gradients(int entry, const std::vector<const Entry*>& entries) const {
   const Entry& owner = *entries[static_cast<std::size_t>(entry)];
-  const Entry::Span span = owner.span(1);
-  if (span.begin == span.end) return {};
-  auto after = std::lower_bound(items_.begin(), items_.end(), span.end,
-                                [](const Item& item, const std::byte* end) { return item.span.begin < end; });
-  for (std::size_t j = static_cast<std::size_t>(after - items_.begin()); j-- > 0 && reach_[j] > span.begin;) {
-    if (apart(items_[j].span, span)) continue;
-    const OperandRef ref = items_[j].ref;
-    if (share_memory(*entries[static_cast<std::size_t>(ref.entry)], ref.operand, owner, 1)) return {true, ref, {entry, 1}};
+  for (int k = 1; k < owner.roles().n_views(); ++k) {
+    const Entry::Span span = owner.span(k);
+    if (owner.roles().is_output(k) || span.begin == span.end) continue;
+    auto after = std::lower_bound(items_.begin(), items_.end(), span.end,
+                                  [](const Item& item, const std::byte* end) { return item.span.begin < end; });
+    for (std::size_t j = static_cast<std::size_t>(after - items_.begin()); j-- > 0 && reach_[j] > span.begin;) {
+      if (apart(items_[j].span, span)) continue;
+      const OperandRef ref = items_[j].ref;
+      if (share_memory(*entries[static_cast<std::size_t>(ref.entry)], ref.operand, owner, k)) return {true, ref, {entry, k}};
+    }
   }
   return {};
 }

@@ -20,11 +20,11 @@ class Outputs {
     OperandRef first{}, second{};
   };
 
-  // Takes the outputs (parameters and states) of all entries. Reports two that share memory.
+  // Takes the outputs (parameters, states, what else is written) of all entries. Reports two that share memory.
   Clash assign(const std::vector<const Entry*>& entries);
 
-  // Reports an output that shares memory with the gradient of `entry`.
-  Clash clash_with_gradient(int entry, const std::vector<const Entry*>& entries) const;
+  // Reports an output that shares memory with a gradient of `entry` that is only read.
+  Clash clash_with_gradients(int entry, const std::vector<const Entry*>& entries) const;
 
  private:
   struct Item {

@@ -1,5 +1,9 @@
 #include "plan.h"
 
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <tuple>
 #include <utility>
 
 #include "../core/portable.h"
@@ -23,6 +27,43 @@ constexpr std::size_t kBlock = 16;
   throw py::error_already_set();
 }
 
+// The names under which numbers and extras stand in a parameter's states.
+struct Names {
+  PyObject* step = PyUnicode_InternFromString("step");
+  PyObject* ema_count = PyUnicode_InternFromString("ema_count");
+  PyObject* swa_count = PyUnicode_InternFromString("swa_count");
+  PyObject* norm = PyUnicode_InternFromString("grad_norm_sq");
+  PyObject* grad = PyUnicode_InternFromString("grad");
+  PyObject* extras[kMaxExtras];
+
+  Names() {
+    for (int extra = 0; extra < kMaxExtras; ++extra) extras[extra] = PyUnicode_InternFromString(kExtraNames[extra]);
+  }
+};
+
+const Names& names() {
+  static const auto* all = new Names;
+  return *all;
+}
+
+Conditions parse_conditions(const py::object& given) {
+  Conditions conditions;
+  if (given.is_none()) return conditions;
+  const auto [clip_norm, nonfinite, stats, zero_grad, weights] =
+      given.cast<std::tuple<std::optional<double>, std::string, bool, bool, std::optional<std::vector<double>>>>();
+  conditions.options.clip_norm = clip_norm.value_or(cpu::kNoLimit);
+  conditions.raises = nonfinite == "raise";
+  conditions.options.checks = nonfinite != "propagate";
+  conditions.options.stats = stats;
+  conditions.options.zero_gradient = zero_grad;
+  conditions.options.zero_skipped = zero_grad && !conditions.raises;
+  if (weights) {
+    conditions.weights = *weights;
+    conditions.options.n_gradients = static_cast<int>(weights->size());
+  }
+  return conditions;
+}
+
 }  // namespace
 
 // ---- the call -------------------------------------------------------------------------------------------------------------
@@ -34,9 +75,9 @@ struct Plan::Scope {
   }
   ~Scope() {
     plan.items_.clear();
+    plan.further_gradients_.clear();
     plan.groups_.clear();
-    plan.pipelines_.clear();
-    plan.works_.clear();
+    plan.step_items_.clear();
     plan.moved_gradients_.clear();
     plan.holds_.clear();
     plan.busy_.store(false);
@@ -44,73 +85,128 @@ struct Plan::Scope {
   Plan& plan;
 };
 
-int Plan::n_operands(const Item& item) const {
-  return 2 + static_cast<int>(groups_[static_cast<std::size_t>(item.group)].rule->states.size());
+PyObject* Plan::object(const Item& item, int view) const {
+  const Roles& roles = group_of(item).roles;
+  if (view < roles.n_operands()) return item.operands[view];
+  const auto at = static_cast<std::size_t>(&item - items_.data()) * static_cast<std::size_t>(roles.n_gradients - 1);
+  return further_gradients_[at + static_cast<std::size_t>(view - roles.n_operands())];
+}
+
+int Plan::operand_of(const Item& item, int view) const {
+  const int n = group_of(item).roles.n_operands();
+  return view < n ? view : kFurtherGradients + view - n;
 }
 
 std::string Plan::label(const Item& item, int operand) const {
-  return labels_.operand(operand, *groups_[static_cast<std::size_t>(item.group)].rule, item.index, item.key);
+  const Group& group = group_of(item);
+  return labels_.operand(operand, *group.rule, group.roles.extras, item.index, item.key);
 }
 
 void Plan::refuse(const Item& item, int operand, const Problem& problem) const {
   raise(problem.type, labels_.function + ": " + label(item, operand) + " " + problem.text);
 }
 
-Plan::Group Plan::parse_group(py::handle kernel) const {
-  Group group;
+void Plan::add_group(py::handle kernel, const cpu::StepOptions& options) {
+  Group& group = groups_.emplace_back();
   try {
     group.rule = &parse(kernel, group.settings);
   } catch (Problem& problem) {
     raise(problem.type, labels_.function + ": " + problem.text);
   }
-  return group;
+  group.roles.n_states = static_cast<int>(group.rule->states.size());
+  group.roles.extras = group.settings.extras();
+  group.roles.n_gradients = options.n_gradients;
+  group.roles.writes_gradients = options.zero_gradient;
+  group.roles.in_order = group.settings.noise > 0;
+  group.roles.rows = group.settings.wants_rows();
+  group.roles.always_rows = group.settings.agc != cpu::kNoLimit;
 }
 
 // Where the states of a parameter lie: in `dict`, as far as they are there; the rest is made.
 void Plan::find_states(Item& item, PyObject* dict, const py::object& make_state, std::vector<Fresh>& created) {
-  const RuleInfo& rule = *groups_[static_cast<std::size_t>(item.group)].rule;
+  const Group& group = group_of(item);
+  const RuleInfo& rule = *group.rule;
+  const cpu::Settings& settings = group.settings;
+
+  // All that there is to be, and where it goes.
+  PyObject* wanted[kMaxOperands + 4];
+  PyObject** to[kMaxOperands + 4];
+  int n = 0;
+  const auto want = [&](PyObject* name, PyObject** where) {
+    wanted[n] = name;
+    to[n++] = where;
+  };
+  for (std::size_t k = 0; k < rule.states.size(); ++k) want(rule.states[k], &item.operands[2 + k]);
+  const int n_states = n;
+  for (int extra = 0; extra < kMaxExtras; ++extra) {
+    if (group.roles.extras >> extra & 1) {
+      want(names().extras[extra], &item.operands[2 + n]);
+    }
+  }
+  if (counts_steps_ || settings.wants_step()) want(names().step, &item.step);
+  if (settings.has(kEma)) want(names().ema_count, &item.ema);
+  if (settings.has(kSwa)) want(names().swa_count, &item.swa);
+  if (settings.adaptation == cpu::Adaptation::kNovograd) want(names().norm, &item.norm);
+
+  for (int i = 0; i < n; ++i) {
+    PyObject* value = dict && PyDict_Check(dict) ? PyDict_GetItemWithError(dict, wanted[i]) : nullptr;
+    *to[i] = value == Py_None ? nullptr : value;
+  }
+  // An average without its count, or a count without its average, begins anew.
+  const auto begin_together = [&](Extra extra, PyObject*& count) {
+    PyObject** average = nullptr;
+    for (int i = n_states; i < n; ++i) {
+      if (wanted[i] == names().extras[extra]) average = to[i];
+    }
+    if (average && (!*average || !count)) *average = count = nullptr;
+  };
+  if (settings.has(kEma)) begin_together(kEma, item.ema);
+  if (settings.has(kSwa)) begin_together(kSwa, item.swa);
+
   py::object missing;  // made only if needed: an object a parameter would call for Python's garbage collector
-  const auto find = [&](PyObject* name) -> PyObject* {
-    PyObject* value = dict && PyDict_Check(dict) ? PyDict_GetItemWithError(dict, name) : nullptr;
-    if (value && value != Py_None) {
-      holds_.object(value);
-      return value;
+  for (int i = 0; i < n; ++i) {
+    if (*to[i]) {
+      holds_.object(*to[i]);
+      continue;
     }
     if (!missing) missing = py::list();
-    if (PyList_Append(missing.ptr(), name) != 0) throw py::error_already_set();
-    return nullptr;
-  };
-  for (std::size_t k = 0; k < rule.states.size(); ++k) item.operands[2 + k] = find(rule.states[k]);
-  PyObject* counter = counts_steps_ ? find(step_name()) : nullptr;
-
-  if (missing) {
-    const py::dict fresh = make_state(item.group, py::handle(item.operands[0]), missing);
-    holds_.object(fresh.ptr());
-    created.push_back({item.key, fresh.ptr()});
-    dict = fresh.ptr();
-    const auto made = [&](PyObject* name) {
-      PyObject* value = fresh[py::handle(name)].ptr();
-      holds_.object(value);
-      return value;
-    };
-    for (std::size_t k = 0; k < rule.states.size(); ++k) {
-      if (!item.operands[2 + k]) item.operands[2 + k] = made(rule.states[k]);
-    }
-    if (counts_steps_ && !counter) counter = made(step_name());
+    if (PyList_Append(missing.ptr(), wanted[i]) != 0) throw py::error_already_set();
+    if (i < n_states) item.moment.first = rule.has_first;
   }
   item.dict = dict;
-  item.count = counter;
-  item.first = rule.has_first && missing;
+  if (!missing) return;
+
+  const py::dict fresh = make_state(item.group, py::handle(item.operands[0]), missing);
+  holds_.object(fresh.ptr());
+  created.push_back({item.key, fresh.ptr()});
+  for (int i = 0; i < n; ++i) {
+    if (*to[i]) continue;
+    *to[i] = fresh[py::handle(wanted[i])].ptr();
+    holds_.object(*to[i]);
+  }
+  item.fresh = fresh.ptr();
 }
 
-void Plan::step(const py::list& params, const py::object& grads, const py::list& keys, const py::dict& state,
-                const py::list& groups, const py::object& make_state) {
+py::object Plan::step(const py::list& params, const py::object& grads, const py::list& keys, const py::dict& state,
+                      const py::list& groups, const py::object& make_state, const py::object& given) {
   const Scope scope(*this);
-  static PyObject* grad_name = PyUnicode_InternFromString("grad");
+  Conditions conditions = parse_conditions(given);
+  conditions.options.weights = conditions.weights.empty() ? nullptr : conditions.weights.data();
+  labels_.several_gradients = conditions.options.weights != nullptr;
   const bool from_params = grads.is_none();
-  if (!from_params && (!PyList_Check(grads.ptr()) || py::len(grads) != params.size())) {
-    raise(PyExc_ValueError, labels_.function + ": grads has " + std::to_string(py::len(grads)) + " arrays, there are " +
-                                std::to_string(params.size()) + " parameters");
+  const int n_gradients = conditions.options.n_gradients;
+  std::vector<PyObject*> lists;  // one a source
+  if (!from_params) {
+    if (labels_.several_gradients) {
+      for (int i = 0; i < n_gradients; ++i) lists.push_back(PyList_GetItem(grads.ptr(), i));
+    } else {
+      lists.push_back(grads.ptr());
+    }
+    for (PyObject* list : lists) {
+      if (PyList_Check(list) && PyList_GET_SIZE(list) == static_cast<Py_ssize_t>(params.size())) continue;
+      raise(PyExc_ValueError, labels_.function + ": grads has " + std::to_string(py::len(py::handle(list))) +
+                                  " arrays, there are " + std::to_string(params.size()) + " parameters");
+    }
   }
   StateWalk walk(state.ptr(), holds_);
   items_.reserve(params.size());
@@ -120,42 +216,78 @@ void Plan::step(const py::list& params, const py::object& grads, const py::list&
   std::size_t index = 0;
   for (const py::handle group : groups) {
     const auto members = py::cast<std::size_t>(py::handle(PyTuple_GetItem(group.ptr(), 0)));
-    groups_.push_back(parse_group(PyTuple_GetItem(group.ptr(), 1)));
+    add_group(PyTuple_GetItem(group.ptr(), 1), conditions.options);
     for (std::size_t end = index + members; index < end; ++index) {
       PyObject* param = PyList_GetItem(params.ptr(), static_cast<Py_ssize_t>(index));
       if (!param) throw py::error_already_set();
       holds_.object(param);
-      PyObject* grad = from_params ? PyObject_GetAttr(param, grad_name)
-                                   : Py_XNewRef(PyList_GetItem(grads.ptr(), static_cast<Py_ssize_t>(index)));
+      PyObject* grad = from_params ? PyObject_GetAttr(param, names().grad)
+                                   : Py_XNewRef(PyList_GetItem(lists[0], static_cast<Py_ssize_t>(index)));
       if (!grad) throw py::error_already_set();
       holds_.take(grad);
-      if (grad == Py_None) continue;
-
       PyObject* key = PyList_GetItem(keys.ptr(), static_cast<Py_ssize_t>(index));
-      items_.push_back({index, static_cast<int>(groups_.size()) - 1, key, {param, grad}});
+      const Item item{index, static_cast<int>(groups_.size()) - 1, key, {param, grad}};
+      for (int i = 1; i < n_gradients; ++i) {
+        PyObject* further = Py_XNewRef(PyList_GetItem(lists[static_cast<std::size_t>(i)], static_cast<Py_ssize_t>(index)));
+        if (!further) throw py::error_already_set();
+        holds_.take(further);
+        if ((further == Py_None) != (grad == Py_None)) {
+          const int none = further == Py_None ? kFurtherGradients + i - 1 : 1,
+                    some = further == Py_None ? 1 : kFurtherGradients + i - 1;
+          refuse(item, none, {PyExc_ValueError, "is None, " + label(item, some) + " is not"});
+        }
+        if (grad != Py_None) further_gradients_.push_back(further);
+      }
+      if (grad == Py_None) continue;
+      items_.push_back(item);
+      items_.back().moment.position = static_cast<std::int64_t>(index);
       find_states(items_.back(), walk.find(key), make_state, created);
       if (items_.size() - taken == kBlock) take_all(std::exchange(taken, items_.size()));
     }
   }
   take_all(taken);
-  run();
-  commit(state.ptr(), created);
+  const cpu::Outcome outcome = run(conditions);
+  if (!outcome.skipped()) commit(state.ptr(), created);
+  return report(conditions, outcome);
 }
 
-void Plan::update(const char* function, const py::handle& kernel, const py::object& params, const py::object& grads,
-                  const py::tuple& states, const py::object& step) {
+void Plan::refuse_nonfinite(const cpu::Outcome& outcome) const {
+  refuse(items_[outcome.nonfinite], 1, {PyExc_FloatingPointError, "has an element that is not finite"});
+}
+
+// What the step saw, for Python.
+py::object Plan::report(const Conditions& conditions, const cpu::Outcome& outcome) const {
+  if (outcome.skipped() && conditions.raises) refuse_nonfinite(outcome);
+  if (!conditions.options.checks && !conditions.options.stats) return py::none();
+  py::list seen;
+  for (std::size_t i = 0; i < outcome.seen.size(); ++i) {
+    const auto& [sums, clip_factor] = outcome.seen[i];
+    const auto& at = sums.at;
+    seen.append(py::make_tuple(items_[i].index, entries_[items_[i].index].sweep().size, clip_factor, at[kCameSquares],
+                               at[kRuleGradSquares], at[kUpdateSquares], at[kParamSquares], at[kMaxAbs], at[kNans], at[kInfs],
+                               at[kZeros]));
+  }
+  return py::make_tuple(!outcome.skipped(), outcome.clip_factor, seen);
+}
+
+py::object Plan::update(const char* function, const py::handle& kernel, const py::object& params, const py::object& grads,
+                        const py::tuple& states, const py::object& step, const py::object& conditions) {
   thread_local Plan shared({}, Face::kArray, false);
-  if (!shared.busy_) return shared.step_arrays(function, kernel, params, grads, states, step);
+  if (!shared.busy_) return shared.step_arrays(function, kernel, params, grads, states, step, conditions);
   // Reading an operand has run Python code, and that comes here.
-  Plan({}, Face::kArray, false).step_arrays(function, kernel, params, grads, states, step);
+  return Plan({}, Face::kArray, false).step_arrays(function, kernel, params, grads, states, step, conditions);
 }
 
-void Plan::step_arrays(const char* function, const py::handle& kernel, const py::object& params, const py::object& grads,
-                       const py::tuple& states, const py::object& step) {
+py::object Plan::step_arrays(const char* function, const py::handle& kernel, const py::object& params, const py::object& grads,
+                             const py::tuple& states, const py::object& step, const py::object& given_conditions) {
   const Scope scope(*this);
   labels_.function = function;
-  groups_.push_back(parse_group(kernel));
+  const Conditions conditions = parse_conditions(given_conditions);
+  add_group(kernel, conditions.options);
   const RuleInfo& rule = *groups_.back().rule;
+  if (groups_.back().roles.extras != 0 || groups_.back().settings.adaptation == cpu::Adaptation::kNovograd) {
+    raise(PyExc_TypeError, labels_.function + ": takes no stage that keeps arrays or numbers of its own");
+  }
   if (states.size() != rule.states.size()) {
     raise(PyExc_TypeError,
           labels_.function + ": takes " + std::to_string(rule.states.size()) + " states, got " + std::to_string(states.size()));
@@ -171,18 +303,25 @@ void Plan::step_arrays(const char* function, const py::handle& kernel, const py:
     Item& item = items_.back();
     std::copy_n(operands, n, item.operands);
     try {
-      item.step = step_argument(number);
+      item.moment.step = step_argument(number);
     } catch (Problem& problem) {
-      refuse(item, kMaxOperands, problem);
+      refuse(item, kStepCount, problem);
     }
-    item.first = rule.has_first && item.step == 1;
+    item.moment.first = rule.has_first && item.moment.step == 1;
     take(item);
+  };
+
+  const auto finish = [&]() -> py::object {
+    const cpu::Outcome outcome = run(conditions);
+    if (outcome.skipped() && conditions.raises) refuse_nonfinite(outcome);
+    if (!conditions.options.checks) return py::none();
+    return py::bool_(!outcome.skipped());
   };
 
   labels_.face = is_array(params.ptr()) ? Face::kArray : Face::kArrays;
   if (labels_.face == Face::kArray) {
     add(0, given, given[n]);
-    return run();
+    return finish();
   }
 
   // Sequences: all of one length; a single step number serves all.
@@ -190,7 +329,7 @@ void Plan::step_arrays(const char* function, const py::handle& kernel, const py:
   const bool one_step = step.is_none() || (PyIndex_Check(step.ptr()) && !PySequence_Check(step.ptr()));
   const Item names{0, 0, nullptr};
   for (int k = 0; k < (one_step ? n : n + 1); ++k) {
-    const int operand = k == n ? kMaxOperands : k;
+    const int operand = k == n ? int{kStepCount} : k;
     const auto name = [&] {
       const std::string text = label(names, operand);
       return labels_.function + ": " + text.substr(0, text.find('['));
@@ -214,7 +353,7 @@ void Plan::step_arrays(const char* function, const py::handle& kernel, const py:
     for (int k = 0; k < n; ++k) operands[k] = PyTuple_GET_ITEM(lists[k], i);
     add(static_cast<std::size_t>(i), operands, one_step ? step.ptr() : PyTuple_GET_ITEM(lists[n], i));
   }
-  run();
+  return finish();
 }
 
 // ---- check, run, commit ---------------------------------------------------------------------------------------------------
@@ -222,41 +361,61 @@ void Plan::step_arrays(const char* function, const py::handle& kernel, const py:
 // Reads what items from `first` on hold and checks it, as far as it changed. What a block of items will need is asked for at
 // once.
 void Plan::take_all(std::size_t first) {
-  for (std::size_t i = first; i < items_.size(); ++i) {
-    for (int k = 0; k < n_operands(items_[i]); ++k) prefetch<64>(items_[i].operands[k]);
-    if (items_[i].count) prefetch<64>(items_[i].count);
-  }
-  for (std::size_t i = first; i < items_.size(); ++i) {
-    for (int k = 0; k < n_operands(items_[i]); ++k) prefetch_array(items_[i].operands[k]);
-    if (items_[i].count) prefetch_array(items_[i].count);
-  }
+  const auto for_objects = [&](auto ask) {
+    for (std::size_t i = first; i < items_.size(); ++i) {
+      const Item& item = items_[i];
+      for (int k = 0; k < group_of(item).roles.n_operands(); ++k) ask(item.operands[k]);
+      if (item.step) ask(item.step);
+    }
+  };
+  for_objects([](PyObject* object) { prefetch<64>(object); });
+  for_objects([](PyObject* object) { prefetch_array(object); });
   for (std::size_t i = first; i < items_.size(); ++i) take(items_[i]);
 }
 
-void Plan::take(Item& item) {
-  const int n = n_operands(item);
-  try {
-    if (item.count) item.step = item.counter.read(item.dict, item.count, holds_) + 1;
-  } catch (Problem& problem) {
-    refuse(item, kMaxOperands, problem);
-  }
-  item.first = item.first || (item.count && item.step == 1 && groups_[static_cast<std::size_t>(item.group)].rule->has_first);
-  for (int k = 0; k < n; ++k) {
+// The numbers beside the states.
+void Plan::take_numbers(Item& item) {
+  const auto read = [&](auto& number, PyObject* name, PyObject* object, int operand) {
     try {
-      read(item.operands[k], views_[k], holds_);
+      PyObject* dict = item.fresh && PyDict_GetItemWithError(item.fresh, name) ? item.fresh : item.dict;
+      return number.read(dict, name, object, holds_);
     } catch (Problem& problem) {
-      refuse(item, k, problem);
+      refuse(item, operand, problem);
+    }
+  };
+  cpu::Moment& moment = item.moment;
+  if (item.step) moment.step = read(item.step_count, names().step, item.step, kStepCount) + 1;
+  if (item.ema) moment.ema_count = read(item.ema_count, names().ema_count, item.ema, kEmaCount) + 1;
+  if (item.swa) moment.swa_count = read(item.swa_count, names().swa_count, item.swa, kSwaCount) + 1;
+  if (item.norm) item.norm_squared = read(item.norm_state, names().norm, item.norm, kNormState);
+  moment.first = moment.first || (item.step && moment.step == 1 && group_of(item).rule->has_first);
+}
+
+void Plan::take(Item& item) {
+  const Roles& roles = group_of(item).roles;
+  take_numbers(item);
+  const int n = roles.n_views();
+  if (views_.size() < static_cast<std::size_t>(n)) views_.resize(static_cast<std::size_t>(n));
+  objects_.resize(static_cast<std::size_t>(n));
+  for (int k = 0; k < n; ++k) {
+    const auto at = static_cast<std::size_t>(k);
+    objects_[at] = object(item, k);
+    try {
+      read(objects_[at], views_[at], holds_);
+    } catch (Problem& problem) {
+      refuse(item, operand_of(item, k), problem);
     }
   }
   while (entries_.size() <= item.index) entries_.emplace_back();
   try {
-    const Entry::Change change = entries_[item.index].update(views_, n, item.operands);
+    const Entry::Change change = entries_[item.index].update(views_.data(), roles, objects_.data());
     const std::size_t at = static_cast<std::size_t>(&item - items_.data());
     if (change == Entry::Change::kAll || at >= active_.size() || active_[at] != item.index) outputs_changed_ = true;
     if (change != Entry::Change::kNone) moved_gradients_.push_back(at);
   } catch (OperandProblem& problem) {
-    refuse(item, problem.operand, problem.problem);
+    refuse(item, operand_of(item, problem.operand), problem.problem);
   }
+  item.moment.has_rows = entries_[item.index].has_rows();
 }
 
 // Refuses operands that share memory, as far as anything moved.
@@ -265,10 +424,11 @@ void Plan::check_overlap() {
     if (!clash.found) return;
     const Item &first = items_[static_cast<std::size_t>(clash.first.entry)],
                &second = items_[static_cast<std::size_t>(clash.second.entry)];
-    const bool twice = clash.first.operand == 0 && clash.second.operand == 0 && first.operands[0] == second.operands[0];
-    refuse(second, clash.second.operand,
+    const int one = operand_of(first, clash.first.operand), other = operand_of(second, clash.second.operand);
+    const bool twice = one == 0 && other == 0 && first.operands[0] == second.operands[0];
+    refuse(second, other,
            {PyExc_ValueError, twice ? "is " + label(first, 0) + " again: a parameter may be given once"
-                                    : "shares memory with " + label(first, clash.first.operand)});
+                                    : "shares memory with " + label(first, one)});
   };
 
   const bool outputs_changed = outputs_changed_ || items_.size() != active_.size();
@@ -284,46 +444,35 @@ void Plan::check_overlap() {
         moved_gradients_.push_back(i);
       }
     }
-    for (const std::size_t i : moved_gradients_) refuse_clash(outputs_.clash_with_gradient(static_cast<int>(i), entries));
+    for (const std::size_t i : moved_gradients_) refuse_clash(outputs_.clash_with_gradients(static_cast<int>(i), entries));
   }
   checked_ = true;
 }
 
-void Plan::make_pipelines() {
-  const FloatEnvironment environment(false);  // constants are rounded to nearest, whatever the caller's mode
-  struct Last {
-    const Item* item = nullptr;
-    const Pipeline* pipeline = nullptr;
-  };
-  std::vector<Last> last(groups_.size() * 2);  // by group and compute type: most tensors share the step of the one before
-  for (const Item& item : items_) {
-    const Sweep& sweep = entries_[item.index].sweep();
-    Last& at = last[static_cast<std::size_t>(item.group) * 2 + (sweep.compute == Format::kFloat64)];
-    if (!at.item || at.item->step != item.step || at.item->first != item.first) {
-      cpu::make_pipeline(groups_[static_cast<std::size_t>(item.group)].settings, item.step, item.first, sweep.compute,
-                         pipelines_.emplace_back());
-      at = {&item, &pipelines_.back()};
-    }
-    works_.push_back({&sweep, at.pipeline});
-  }
-}
-
-void Plan::run() {
+cpu::Outcome Plan::run(const Conditions& conditions) {
   check_overlap();
-  make_pipelines();
   std::int64_t total = 0;
-  for (const Work& work : works_) total += work.sweep->size;
-  if (total >= kReleaseGil) {
-    without_gil([&] { cpu::run(works_); });
-  } else {
-    cpu::run(works_);
+  for (Item& item : items_) {
+    const Sweep& sweep = entries_[item.index].sweep();
+    const cpu::Settings& settings = group_of(item).settings;
+    if (settings.has(kSwa) && !cpu::swa_takes(settings, item.moment.step)) item.moment.swa_count -= 1;
+    step_items_.push_back({&sweep, &settings, item.moment, &item.norm_squared});
+    total += sweep.size;
   }
+  cpu::Outcome outcome;
+  const auto run = [&] { outcome = engine_.run(step_items_, conditions.options); };
+  if (total >= kReleaseGil) without_gil(run);
+  else run();
   bump_versions();
+  return outcome;
 }
 
 void Plan::commit(PyObject* state, const std::vector<Fresh>& created) {
   for (const Item& item : items_) {
-    if (item.counter) item.counter.write(item.step);
+    if (item.step_count) item.step_count.write(item.moment.step);
+    if (item.ema_count) item.ema_count.write(item.moment.ema_count);
+    if (item.swa_count) item.swa_count.write(item.moment.swa_count);
+    if (item.norm_state) item.norm_state.write(item.norm_squared);
   }
   for (const auto& [key, fresh] : created) {
     PyObject* dict = PyDict_GetItemWithError(state, key);
@@ -336,21 +485,15 @@ void Plan::commit(PyObject* state, const std::vector<Fresh>& created) {
 void Plan::bump_versions() const {
   PyObject* tensors = nullptr;
   for (const Item& item : items_) {
-    for (int k = 0; k < n_operands(item); ++k) {
-      if (k == 1 || !is_tensor(item.operands[k])) continue;
+    const Roles& roles = group_of(item).roles;
+    for (int k = 0; k < roles.n_views(); ++k) {
+      if (!roles.is_output(k) || !is_tensor(object(item, k))) continue;
       if (!tensors) tensors = PyList_New(0);
-      PyList_Append(tensors, item.operands[k]);
+      PyList_Append(tensors, object(item, k));
     }
   }
   if (!tensors) return;
-  const auto list = py::reinterpret_steal<py::list>(tensors);
-  static const auto increment = py::object(py::module_::import("torch.autograd.graph").attr("increment_version")).release();
-  try {
-    increment(list);
-  } catch (py::error_already_set& error) {
-    if (!error.matches(PyExc_TypeError) && !error.matches(PyExc_AttributeError)) throw;
-    for (const py::handle tensor : list) increment(tensor);  // torch before 2.6 takes one tensor at a time
-  }
+  python::bump_versions(py::reinterpret_steal<py::list>(tensors));
 }
 
 }  // namespace gradstep::python

@@ -1,6 +1,6 @@
-// A plan: the step of one list of parameters, from Python objects to a sweep.
+// A plan: the step of one list of parameters, from Python objects to sweeps.
 //
-//   read every operand -> check what changed -> pipelines -> run (GIL released) -> step counts, new states, version counters
+//   read every operand -> check what changed -> run (GIL released) -> step counts, new states, version counters, statistics
 //
 // Everything that can be refused is refused before the run; the run can't fail.
 #pragma once
@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "../core/sweep.h"
+#include "../cpu/step.h"
 #include "counter.h"
 #include "entry.h"
 #include "labels.h"
@@ -20,30 +20,48 @@
 
 namespace gradstep::python {
 
+// What holds for a whole step, as Python gives it: (clip_norm or None, "propagate" | "skip" | "raise", stats, zero_grad,
+// weights). `weights`, if not None, is a tuple: the gradients are as many lists.
+struct Conditions {
+  cpu::StepOptions options;
+  bool raises = false;
+  std::vector<double> weights;
+};
+
 class Plan {
  public:
-  // `counts_steps`: whether a parameter's states have a "step".
-  Plan(std::string function, Face face, bool counts_steps) : labels_{std::move(function), face}, counts_steps_(counts_steps) {}
+  // `counts_steps`: whether a parameter's states have a "step" even where no stage asks for it.
+  Plan(std::string function, Face face, bool counts_steps)
+      : labels_{std::move(function), face, false}, counts_steps_(counts_steps) {}
 
   // Steps the optimizer's parameters. `grads` is a list, or None: then each parameter's `.grad`. A None among the gradients
   // leaves that parameter, its states and its count alone. `state` maps the keys (one a parameter) to dicts of states; where
   // states are missing, `make_state(group, param, names)` returns a dict of them, which enters `state` only if the step is
-  // carried out. `groups` is a list of (number of parameters, kernel), in the order of the parameters.
-  void step(const pybind11::list& params, const pybind11::object& grads, const pybind11::list& keys,
-            const pybind11::dict& state, const pybind11::list& groups, const pybind11::object& make_state);
+  // carried out. `groups` is a list of (number of parameters, kernel), in the order of the parameters. `conditions` may be
+  // None.
+  //
+  // Returns None, or if statistics are asked for or the step may be left out: (carried out, clip factor, per parameter: a list
+  // of (index, size, clip factor, sums...)).
+  pybind11::object step(const pybind11::list& params, const pybind11::object& grads, const pybind11::list& keys,
+                        const pybind11::dict& state, const pybind11::list& groups, const pybind11::object& make_state,
+                        const pybind11::object& conditions);
 
   // One step, for `function`, of one array or of sequences of arrays, with the states given in the order of the rule's. Calls
-  // in one thread share a plan, so those with the same arrays need not be checked again.
-  static void update(const char* function, const pybind11::handle& kernel, const pybind11::object& params,
-                     const pybind11::object& grads, const pybind11::tuple& states, const pybind11::object& step);
+  // in one thread share a plan, so those with the same arrays need not be checked again. Returns None, or if the step may be
+  // left out, whether it was carried out.
+  static pybind11::object update(const char* function, const pybind11::handle& kernel, const pybind11::object& params,
+                                 const pybind11::object& grads, const pybind11::tuple& states, const pybind11::object& step,
+                                 const pybind11::object& conditions);
 
  private:
-  void step_arrays(const char* function, const pybind11::handle& kernel, const pybind11::object& params,
-                   const pybind11::object& grads, const pybind11::tuple& states, const pybind11::object& step);
+  pybind11::object step_arrays(const char* function, const pybind11::handle& kernel, const pybind11::object& params,
+                               const pybind11::object& grads, const pybind11::tuple& states, const pybind11::object& step,
+                               const pybind11::object& conditions);
 
   struct Group {
     cpu::Settings settings;
     const RuleInfo* rule = nullptr;
+    Roles roles;
   };
 
   // A parameter that takes part in this step. Objects are held by `holds_`.
@@ -52,10 +70,13 @@ class Plan {
     int group;
     PyObject* key;
     PyObject* operands[kMaxOperands] = {};
-    double step = 2;     // the number of this step, from 1
-    bool first = false;  // its states hold nothing yet
-    PyObject *dict = nullptr, *count = nullptr;  // where the count stands, and what it is
-    Counter counter = {};
+    cpu::Moment moment = {};
+    // Where the numbers beside the states stand, and what they are.
+    PyObject *dict = nullptr, *fresh = nullptr;  // `fresh`: those that were made for this step
+    PyObject *step = nullptr, *ema = nullptr, *swa = nullptr, *norm = nullptr;
+    Counter step_count = {}, ema_count = {}, swa_count = {};
+    Scalar norm_state = {};
+    double norm_squared = 0;
   };
 
   // States that were made for this step: the parameter's key, and a dict of them.
@@ -66,16 +87,20 @@ class Plan {
   // Empties what belongs to one call, when it ends.
   struct Scope;
 
-  void run();
+  cpu::Outcome run(const Conditions& conditions);
   void take(Item& item);
+  void take_numbers(Item& item);
   void take_all(std::size_t first);
   void check_overlap();
-  int n_operands(const Item& item) const;
-  void make_pipelines();
+  const Group& group_of(const Item& item) const { return groups_[static_cast<std::size_t>(item.group)]; }
+  PyObject* object(const Item& item, int view) const;
+  int operand_of(const Item& item, int view) const;  // as labels count
   void find_states(Item& item, PyObject* dict, const pybind11::object& make_state, std::vector<Fresh>& created);
   void commit(PyObject* state, const std::vector<Fresh>& created);
   void bump_versions() const;
-  Group parse_group(pybind11::handle kernel) const;
+  void add_group(pybind11::handle kernel, const cpu::StepOptions& options);
+  pybind11::object report(const Conditions& conditions, const cpu::Outcome& outcome) const;
+  [[noreturn]] void refuse_nonfinite(const cpu::Outcome& outcome) const;
   [[noreturn]] void refuse(const Item& item, int operand, const Problem& problem) const;
   std::string label(const Item& item, int operand) const;
 
@@ -90,11 +115,13 @@ class Plan {
   // Of one call.
   std::vector<Group> groups_;
   std::vector<Item> items_;
+  std::vector<PyObject*> further_gradients_;  // of each item, in order
   std::vector<std::size_t> moved_gradients_;  // of items
   bool outputs_changed_ = false;              // since the last check
-  View views_[kMaxOperands];
-  std::deque<Pipeline> pipelines_;
-  std::vector<Work> works_;
+  std::vector<View> views_;
+  std::vector<PyObject*> objects_;
+  std::vector<cpu::StepItem> step_items_;
+  cpu::Step engine_;
   Holds holds_;
 };
 

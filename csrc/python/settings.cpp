@@ -1,6 +1,7 @@
 #include "settings.h"
 
 #include <cmath>
+#include <utility>
 
 #include "../core/stages.h"
 #include "../registry.h"
@@ -22,30 +23,113 @@ std::vector<RuleInfo> list_rules(List<Rule...>) {
   return all;
 }
 
+// A stage as Python names it, with what its numbers do to the settings.
 struct StageInfo {
   const char* name;
   std::vector<Field> fields;
+  void (*set)(cpu::Settings&, const double* values);
 };
 
+void set_decay(cpu::Settings& settings, Decay decay, double weight_decay, bool independent) {
+  if (settings.decay != Decay::kNone) type_problem("takes one decay, got a second");
+  settings.decay = decay;
+  settings.weight_decay = weight_decay;
+  settings.independent_decay = independent;
+}
+
+template <class Stage>
+std::vector<Field> fields_of() {
+  return {Stage::fields.begin(), Stage::fields.end()};
+}
+
+// One stage of a list that is compiled: its index and its values.
 template <class... Stage>
-std::vector<StageInfo> list_stages(List<Stage...>) {
-  return {{Stage::name, {Stage::fields.begin(), Stage::fields.end()}}...};
+void add_stages(std::vector<StageInfo>& all, List<Stage...>, auto set) {
+  (all.push_back({Stage::name, fields_of<Stage>(), set.template operator()<Stage>()}), ...);
 }
 
-const std::vector<StageInfo>& gradient_stages() {
-  static const auto* stages = new std::vector<StageInfo>(list_stages(GradientStages{}));
-  return *stages;
+template <class Stage, class... Others>
+constexpr int index_in(List<Others...>) {
+  int index = 0, found = -1;
+  ((std::is_same_v<Stage, Others> ? found = index : 0, ++index), ...);
+  return found;
 }
 
-struct DecayInfo {
-  Decay decay;
-  StageInfo stage;
-};
+std::vector<StageInfo> make_stages() {
+  using cpu::Settings;
+  constexpr Range kAny = Range::kFinite, kNotNegative = Range::kNonNegative;
+  std::vector<StageInfo> all;
+  all.push_back({"scale", {{"grad_scale", kAny}}, [](Settings& s, const double* x) { s.scale = x[0]; }});
+  add_stages(all, GradientStages{}, []<class Stage>() -> void (*)(Settings&, const double*) {
+    return [](Settings& s, const double* x) {
+      s.gradient_stages.push_back({index_in<Stage>(GradientStages{}), {x, x + Stage::fields.size()}});
+    };
+  });
+  all.push_back({"agc", {{"agc", kNotNegative}, {"agc_eps", kNotNegative}}, [](Settings& s, const double* x) {
+                   s.agc = x[0];
+                   s.agc_eps = x[1];
+                 }});
+  all.push_back({"clip_norm_per_tensor", {{"clip_norm_per_tensor", kNotNegative}}, [](Settings& s, const double* x) {
+                   s.clip_norm = x[0];
+                 }});
+  all.push_back({"centralize", {}, [](Settings& s, const double*) { s.centralize = true; }});
+  all.push_back({"noise",
+                 {{"noise", kNotNegative}, {"noise_decay", kNotNegative}, {"seed", kNotNegative}},
+                 [](Settings& s, const double* x) {
+                   s.noise = x[0];
+                   s.noise_decay = x[1];
+                   s.seed = x[2];
+                 }});
+  all.push_back({"lars", {{"trust_coefficient", kNotNegative}, {"eps", kNotNegative}}, [](Settings& s, const double* x) {
+                   s.adaptation = cpu::Adaptation::kLars;
+                   s.coefficient = x[0];
+                   s.adaptation_eps = x[1];
+                 }});
+  all.push_back({"novograd", {{"betas[1]", Range::kBelowOne}, {"eps", kNotNegative}}, [](Settings& s, const double* x) {
+                   s.adaptation = cpu::Adaptation::kNovograd;
+                   s.norm_beta = x[0];
+                   s.adaptation_eps = x[1];
+                 }});
+  const std::vector<Field> weight_decay{{"weight_decay", kNotNegative}};
+  all.push_back(
+      {"coupled_decay", weight_decay, [](Settings& s, const double* x) { set_decay(s, Decay::kCoupled, x[0], false); }});
+  all.push_back(
+      {"decoupled_decay", weight_decay, [](Settings& s, const double* x) { set_decay(s, Decay::kDecoupled, x[0], false); }});
+  all.push_back(
+      {"independent_decay", weight_decay, [](Settings& s, const double* x) { set_decay(s, Decay::kDecoupled, x[0], true); }});
+  all.push_back({"cautious", {}, [](Settings& s, const double*) { s.cautious = true; }});
+  all.push_back(
+      {"trust_ratio", {{"trust_ratio[0]", kNotNegative}, {"trust_ratio[1]", Range::kNumber}}, [](Settings& s, const double* x) {
+         s.trust_ratio = true;
+         s.trust_low = x[0];
+         s.trust_high = x[1];
+       }});
+  add_stages(all, ParamStages{}, []<class Stage>() -> void (*)(Settings&, const double*) {
+    return [](Settings& s, const double* x) {
+      s.param_stages.push_back({index_in<Stage>(ParamStages{}), {x, x + Stage::fields.size()}});
+    };
+  });
+  all.push_back({"group_lasso", {{"group_lasso", kNotNegative}}, [](Settings& s, const double* x) { s.group_lasso = x[0]; }});
+  all.push_back({"max_norm", {{"max_norm", kNotNegative}}, [](Settings& s, const double* x) { s.max_norm = x[0]; }});
+  all.push_back(
+      {"lookahead", {{"lookahead[0]", Range::kPositive}, {"lookahead[1]", kNotNegative}}, [](Settings& s, const double* x) {
+         s.lookahead_steps = x[0];
+         s.lookahead_alpha = x[1];
+       }});
+  all.push_back({"ema", {{"ema_decay", Range::kBelowOne}, {"ema_correction", kNotNegative}}, [](Settings& s, const double* x) {
+                   s.ema_decay = x[0];
+                   s.ema_correction = static_cast<cpu::EmaCorrection>(x[1]);
+                 }});
+  all.push_back({"swa", {{"swa[0]", kNotNegative}, {"swa[1]", Range::kPositive}}, [](Settings& s, const double* x) {
+                   s.swa_start = x[0];
+                   s.swa_every = x[1];
+                 }});
+  return all;
+}
 
-const std::vector<DecayInfo>& decays() {
-  static const auto* decays = new std::vector<DecayInfo>{{Decay::kCoupled, list_stages(List<CoupledDecay>{}).front()},
-                                                         {Decay::kDecoupled, list_stages(List<DecoupledDecay>{}).front()}};
-  return *decays;
+const std::vector<StageInfo>& stages() {
+  static const auto* all = new std::vector<StageInfo>(make_stages());
+  return *all;
 }
 
 std::string number_text(double x) {
@@ -65,8 +149,10 @@ double number(PyObject* object, const Field& field) {
     value_problem(std::string(field.name) + " must be " + rule + ", got " + number_text(x));
   };
   if (field.range == Range::kNonNegative && !(x >= 0)) refuse(">= 0");
+  if (field.range == Range::kPositive && !(x > 0)) refuse("> 0");
   if (field.range == Range::kBelowOne && !(x >= 0 && x < 1)) refuse("in [0, 1)");
-  if (!std::isfinite(x)) refuse("finite");
+  if (field.range == Range::kNumber && std::isnan(x)) refuse("a number");
+  if (field.range != Range::kNumber && !std::isfinite(x)) refuse("finite");
   return x;
 }
 
@@ -83,27 +169,17 @@ void parse_values(PyObject* tuple, Py_ssize_t first, const std::vector<Field>& f
   }
 }
 
-void parse_stage(PyObject* stage, cpu::Settings& settings) {
+void parse_stage(PyObject* stage, cpu::Settings& settings, std::uint64_t& seen) {
   PyObject* name = PyTuple_Check(stage) && PyTuple_GET_SIZE(stage) > 0 ? PyTuple_GET_ITEM(stage, 0) : Py_None;
-  const auto is = [&](const StageInfo& info) {
-    return PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, info.name) == 0;
-  };
-  for (const auto& [decay, info] : decays()) {
-    if (!is(info)) continue;
-    if (settings.decay != Decay::kNone)
-      type_problem("takes one decay, got " + py::repr(stage).cast<std::string>() + " as a second");
+  std::uint64_t bit = 1;
+  for (const StageInfo& info : stages()) {
+    const std::uint64_t here = std::exchange(bit, bit << 1);
+    if (!PyUnicode_Check(name) || PyUnicode_CompareWithASCIIString(name, info.name) != 0) continue;
+    if (seen & here) type_problem("takes a stage once, got " + py::repr(stage).cast<std::string>() + " as a second");
+    seen |= here;
     std::vector<double> values;
     parse_values(stage, 1, info.fields, values);
-    settings.decay = decay;
-    settings.weight_decay = values[0];
-    return;
-  }
-  if (settings.decay != Decay::kNone)
-    type_problem("takes decays last, got " + py::repr(stage).cast<std::string>() + " after one");
-  for (std::size_t i = 0; i < gradient_stages().size(); ++i) {
-    if (!is(gradient_stages()[i])) continue;
-    settings.stages.push_back({static_cast<int>(i), {}});
-    parse_values(stage, 1, gradient_stages()[i].fields, settings.stages.back().values);
+    info.set(settings, values.data());
     return;
   }
   type_problem("has no stage " + py::repr(stage).cast<std::string>());
@@ -132,8 +208,7 @@ const std::vector<RuleInfo>& rules() {
 
 std::vector<std::pair<std::string, std::vector<std::string>>> stage_names() {
   std::vector<std::pair<std::string, std::vector<std::string>>> names;
-  for (const StageInfo& stage : gradient_stages()) names.emplace_back(stage.name, names_of(stage.fields));
-  for (const DecayInfo& decay : decays()) names.emplace_back(decay.stage.name, names_of(decay.stage.fields));
+  for (const StageInfo& stage : stages()) names.emplace_back(stage.name, names_of(stage.fields));
   return names;
 }
 
@@ -142,15 +217,13 @@ const RuleInfo& parse(py::handle kernel, cpu::Settings& settings) {
     type_problem("takes (rule, values, stages), got " + py::repr(kernel).cast<std::string>());
   }
   const auto& rule = py::cast<const RuleInfo&>(py::handle(PyTuple_GET_ITEM(kernel.ptr(), 0)));
+  settings = {};
   settings.rule = rule.index;
   parse_values(PyTuple_GET_ITEM(kernel.ptr(), 1), 0, rule.fields, settings.values);
-  settings.stages.clear();
-  settings.decay = Decay::kNone;
-  PyObject* stages = PyTuple_GET_ITEM(kernel.ptr(), 2);
-  if (!PyTuple_Check(stages) || PyTuple_GET_SIZE(stages) >= Pipeline::kMaxOperations) {
-    type_problem("takes a tuple of stages, got " + py::repr(stages).cast<std::string>());
-  }
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(stages); ++i) parse_stage(PyTuple_GET_ITEM(stages, i), settings);
+  PyObject* given = PyTuple_GET_ITEM(kernel.ptr(), 2);
+  if (!PyTuple_Check(given)) type_problem("takes a tuple of stages, got " + py::repr(given).cast<std::string>());
+  std::uint64_t seen = 0;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(given); ++i) parse_stage(PyTuple_GET_ITEM(given, i), settings, seen);
   return rule;
 }
 

@@ -30,7 +30,7 @@ const std::vector<RuleInfo>& rules();
 std::vector<std::pair<std::string, std::vector<std::string>>> stage_names();
 
 // Fills `settings` from a tuple (rule, values, stages): `values` are the rule's in the order of its fields, `stages` is a tuple
-// of tuples (name, value, ...) in the order in which the gradient passes them. Throws Problem.
+// of tuples (name, value, ...). Throws Problem.
 const RuleInfo& parse(pybind11::handle kernel, cpu::Settings& settings);
 
 }  // namespace gradstep::python

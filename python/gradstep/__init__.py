@@ -11,8 +11,9 @@ Three faces, one engine: functions that update arrays in place (`adamw_`, ...), 
 array([0.899, 0.999, 1.099], dtype=float32)
 """
 
-from gradstep import config
+from gradstep import config, schedules
 from gradstep._core import __version__
+from gradstep.norms import clip_grad_norm_, global_norm
 from gradstep.rules import SGD, Adagrad, Adam, AdamW, Lion, RMSprop, adagrad_, adam_, adamw_, lion_, rmsprop_, sgd_
 
 __all__ = [
@@ -26,8 +27,11 @@ __all__ = [
     "adagrad_",
     "adam_",
     "adamw_",
+    "clip_grad_norm_",
     "config",
+    "global_norm",
     "lion_",
     "rmsprop_",
+    "schedules",
     "sgd_",
 ]

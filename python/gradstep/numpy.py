@@ -5,15 +5,22 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from gradstep import _core
+from gradstep.averages import Average, HoldsAverages
 from gradstep.kernel import Kernel
+from gradstep.options import CONDITIONS, GROUP_OPTIONS, call, check_weights, keep, make_conditions
+from gradstep.stats import StepStats, make_stats
 from gradstep.typing import Params
 
 _ARRAY, _LIST, _DICT = "array", "list", "dict"
+
+# States that are numbers, and where they begin.
+_NUMBERS: dict[str, int | float] = {"step": 0, "ema_count": 0, "swa_count": 0, "grad_norm_sq": 0.0}
 
 
 def _form_of(params: Any, where: str) -> str:
@@ -28,7 +35,16 @@ def _form_of(params: Any, where: str) -> str:
     raise TypeError(f"{where} must be an array, a sequence of arrays or a dict of arrays, got {type(params).__name__}")
 
 
-class Optimizer(ABC):
+def _is_weighted(grads: Any) -> bool:
+    """Whether `grads` is a list of pairs (weight, gradients)."""
+    return (
+        isinstance(grads, (list, tuple))
+        and len(grads) > 0
+        and all(isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], (Real, str)) for item in grads)
+    )
+
+
+class Optimizer(HoldsAverages, ABC):
     """Base of the NumPy optimizers. A subclass names its settings in its constructor and turns them into a kernel.
 
     Attributes:
@@ -36,11 +52,19 @@ class Optimizer(ABC):
             between steps; what they were edited to is checked by the next step, before it writes anything.
         state: a dict from a parameter's key (its name, or its position among all parameters) to a dict of its states and its
             ``step``, the number of steps it has taken. Filled by the first step that has a gradient for the parameter.
-        steps: the number of calls of `step` so far. Learning rates that are callables are called with it.
+        steps: the number of steps so far. Settings that are callables are called with it.
+        clip_norm, on_nonfinite, zero_grad: the options that hold for all parameters together. They may be edited between steps.
     """
 
-    def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
-        self.defaults = defaults
+    def __init__(self, params: Params, defaults: dict[str, Any], options: Mapping[str, Any]) -> None:
+        try:
+            group_options, conditions = keep(defaults, options)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}.__init__() {error}") from None
+        self.clip_norm: float | None = conditions["clip_norm"]
+        self.on_nonfinite: str = conditions["on_nonfinite"]
+        self.zero_grad: bool = conditions["zero_grad"]
+        self.defaults = {**defaults, **group_options}
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[Any, dict[str, Any]] = {}
         self.steps = 0
@@ -48,6 +72,7 @@ class Optimizer(ABC):
         self._forms: list[str] = []  # in which each group's parameters were given
         self._grouped = isinstance(params, Sequence) and len(params) > 0 and isinstance(params[0], Mapping)
         self._plan = self._new_plan()
+        self._conditions(stats=False)
         groups: Any = params if self._grouped else [{"params": params}]
         for group in groups:
             self.add_param_group(group)
@@ -64,32 +89,75 @@ class Optimizer(ABC):
 
     # ---- stepping ---------------------------------------------------------------------------------------------------------
 
-    def step(self, grads: Any, *, grad_scale: float = 1.0) -> None:
+    def step(
+        self, grads: Any, *, grad_scale: float = 1.0, stats: bool = False, total_weight: float | None = None
+    ) -> StepStats | None:
         """Move every parameter that has a gradient, in place, in one sweep over memory.
 
         Args:
             grads: gradients in the form in which the parameters were given: an array, a sequence, a dict of the same names, or
                 for groups a list with one such item a group (a flat list of all gradients will do too). None in the place of a
                 gradient leaves that parameter, its states and its step count as they are.
+
+                Several gradients are given as a list of pairs ``(weight, gradients)``; the step is that of their weighted sum:
+                accumulated micro-batches, workers, clients.
             grad_scale: number that the gradients are multiplied by on their way into the update: the inverse of a loss scale.
+            stats: whether to gather statistics on the way.
+            total_weight: what the weights of several gradients have to add up to, 1 for an average; None: anything.
+
+        Returns:
+            The statistics, if asked for. None otherwise.
 
         Raises:
             TypeError: for gradients of another dtype than their parameter's.
             ValueError: for gradients missing or left over, of the wrong shape, or sharing memory with what the step writes; for
-                settings out of range. Nothing has been written then, and no state or step count has changed.
+                settings out of range; for weights that are not finite, or do not add up to `total_weight`. Nothing has been
+                written then, and no state or step count has changed.
+            FloatingPointError: with ``on_nonfinite="raise"``, for a gradient that is not finite. Nothing has changed then.
         """
-        groups = []
-        for group, keys in zip(self.param_groups, self._keys, strict=True):
-            rate = group["lr"]
-            settings = {**group, "lr": rate(self.steps)} if callable(rate) else group
-            groups.append((len(keys), self.kernel(settings, grad_scale)))
+        name = type(self).__name__
+        weights = None
+        flat: Any
+        if _is_weighted(grads):
+            try:
+                weights = check_weights(tuple(weight for weight, _ in grads), total_weight)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{name}.step: {error}") from None
+            flat = [self._flatten(each, f"{name}.step: grads[{i}]") for i, (_, each) in enumerate(grads)]
+        elif total_weight is not None:
+            raise ValueError(f"{name}.step: total_weight needs several gradients: a list of pairs (weight, gradients)")
+        else:
+            flat = self._flatten(grads, f"{name}.step: grads")
+        groups = [
+            (len(keys), self._kernel(group, grad_scale)) for group, keys in zip(self.param_groups, self._keys, strict=True)
+        ]
         params = [param for group in self.param_groups for param in group["params"]]
         keys = [key for keys in self._keys for key in keys]
-        self._plan.step(params, self._flatten(grads), keys, self.state, groups, self._make_state)
-        self.steps += 1
+        conditions = self._conditions(stats=stats, weights=weights)
+        seen = self._plan.step(params, flat, keys, self.state, groups, self._make_state, conditions)
+        if seen is None or seen[0]:
+            self.steps += 1
+        return make_stats(self.steps + (not seen[0]), keys, seen) if stats and seen is not None else None
 
-    def _flatten(self, grads: Any) -> list[Any]:
-        where = f"{type(self).__name__}.step: grads"
+    def _kernel(self, group: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
+        settings = call(group, self.steps)
+        if self.on_nonfinite == "zero":
+            settings = {**settings, "on_nonfinite": "zero"}
+        try:
+            return self.kernel(settings, grad_scale)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{type(self).__name__}: {error}") from None
+
+    def _conditions(self, *, stats: bool, weights: tuple[float, ...] | None = None) -> Any:
+        try:
+            return make_conditions(self._of_all(), stats=stats, weights=weights)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{type(self).__name__}: {error}") from None
+
+    def _of_all(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in CONDITIONS}
+
+    def _flatten(self, grads: Any, where: str) -> list[Any]:
         if not self._grouped:
             return self._flatten_group(grads, 0, where)
         if not isinstance(grads, Sequence):
@@ -128,9 +196,38 @@ class Optimizer(ABC):
 
     def _make_state(self, group: int, param: Any, names: list[str]) -> dict[str, Any]:
         like, settings = np.asarray(param), self.param_groups[group]
-        return {
-            name: 0 if name == "step" else np.full_like(like, self.initial_state(name, settings), subok=False) for name in names
-        }
+        return {name: self._initial(name, like, settings) for name in names}
+
+    def _initial(self, name: str, like: np.ndarray[Any, Any], settings: Mapping[str, Any]) -> Any:
+        if name in _NUMBERS:
+            return _NUMBERS[name]
+        if name == "slow":
+            return np.array(like, order="K", subok=False)
+        if name in ("ema", "swa"):
+            return np.zeros_like(like, subok=False)
+        return np.full_like(like, self.initial_state(name, settings), subok=False)
+
+    # ---- averages ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def ema(self) -> Any:
+        """The exponential moving averages, in the form of the parameters; of parameters that have none yet, None."""
+        return self._in_form("ema")
+
+    @property
+    def swa(self) -> Any:
+        """The equal averages, in the form of the parameters; of parameters that have none yet, None."""
+        return self._in_form("swa")
+
+    def _in_form(self, name: Average) -> Any:
+        forms = [
+            group[0] if form == _ARRAY else dict(zip(keys, group, strict=True)) if form == _DICT else group
+            for group, form, keys in zip(self._averages(name), self._forms, self._keys, strict=True)
+        ]
+        return forms if self._grouped else forms[0]
+
+    def _state_of(self, group: int, index: int) -> Mapping[str, Any]:
+        return self.state.get(self._keys[group][index], {})
 
     # ---- groups -----------------------------------------------------------------------------------------------------------
 
@@ -147,7 +244,11 @@ class Optimizer(ABC):
         where = f"{type(self).__name__}: param_groups[{len(self.param_groups)}]"
         if "params" not in group:
             raise TypeError(f"{where} must be a dict with params, got {group!r}")
-        unknown = group.keys() - self.defaults.keys() - {"params"}
+        unknown = group.keys() - self.defaults.keys() - GROUP_OPTIONS - {"params"}
+        if unknown & CONDITIONS.keys():
+            raise TypeError(
+                f"{where}: {', '.join(sorted(unknown & CONDITIONS.keys()))} holds for all groups: {type(self).__name__} takes it"
+            )
         if unknown:
             raise TypeError(f"{where} has no setting {', '.join(sorted(map(repr, unknown)))}")
         params = group["params"]
@@ -170,10 +271,8 @@ class Optimizer(ABC):
 
     def _check(self, settings: Mapping[str, Any]) -> None:
         """Refuse settings out of range, by a step of no parameters."""
-        if callable(settings["lr"]):
-            settings = {**settings, "lr": settings["lr"](self.steps)}
         plan = _core.Plan(type(self).__name__, _core.Face.numpy)
-        plan.step([], [], [], {}, [(0, self.kernel(settings))], self._make_state)
+        plan.step([], [], [], {}, [(0, self._kernel(settings))], self._make_state)
 
     # ---- saving -----------------------------------------------------------------------------------------------------------
 
@@ -183,7 +282,8 @@ class Optimizer(ABC):
         The states are the arrays themselves, which later steps change: copy what you keep in memory.
         """
         groups = [{**group, "params": list(keys)} for group, keys in zip(self.param_groups, self._keys, strict=True)]
-        return {"state": {key: dict(state) for key, state in self.state.items()}, "param_groups": groups, "steps": self.steps}
+        state = {key: dict(state) for key, state in self.state.items()}
+        return {"state": state, "param_groups": groups, "steps": self.steps, **self._of_all()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over states, settings and step count. Everything is checked before anything changes; arrays are copied.
@@ -205,26 +305,29 @@ class Optimizer(ABC):
                     f"{where}: param_groups[{i}] has parameters {list(theirs['params'])!r}, the optimizer has {keys!r}"
                 )
             settings = {**ours, **copy.deepcopy({k: v for k, v in theirs.items() if k != "params"})}
-            if settings.keys() != ours.keys():
-                raise ValueError(
-                    f"{where}: param_groups[{i}] has no setting {', '.join(map(repr, settings.keys() - ours.keys()))}"
-                )
+            unknown = settings.keys() - ours.keys() - GROUP_OPTIONS
+            if unknown:
+                raise ValueError(f"{where}: param_groups[{i}] has no setting {', '.join(map(repr, unknown))}")
             self._check(settings)
             fresh_groups.append(settings)
             for key, param in zip(keys, ours["params"], strict=True):
                 if key in states:
                     fresh_state[key] = self._load_state(f"{where}: state[{key!r}]", states[key], np.asarray(param))
-        unknown = [key for key in states if key not in fresh_state]
-        if unknown:
-            raise ValueError(f"{where}: state has {unknown[0]!r}, the optimizer has no such parameter")
+        left = [key for key in states if key not in fresh_state]
+        if left:
+            raise ValueError(f"{where}: state has {left[0]!r}, the optimizer has no such parameter")
+        of_all = {name: state_dict.get(name, value) for name, value in self._of_all().items()}
+        make_conditions(of_all)
         self.param_groups, self.state, self.steps = fresh_groups, fresh_state, int(state_dict["steps"])
+        for name, value in of_all.items():
+            setattr(self, name, value)
 
     @staticmethod
     def _load_state(where: str, state: Mapping[str, Any], param: np.ndarray[Any, Any]) -> dict[str, Any]:
         fresh: dict[str, Any] = {}
         for name, value in state.items():
-            if name == "step":
-                fresh[name] = int(value)
+            if name in _NUMBERS:
+                fresh[name] = type(_NUMBERS[name])(value)
                 continue
             if value.shape != param.shape:
                 raise ValueError(f"{where}[{name!r}] has shape {value.shape}, its parameter has {param.shape}")
@@ -249,4 +352,6 @@ class Optimizer(ABC):
         for i, group in enumerate(self.param_groups):
             lines.append(f"Parameter Group {i}")
             lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
+        given = {name: value for name, value in self._of_all().items() if value != CONDITIONS[name]}
+        lines += [f"{name}: {value}" for name, value in given.items()]
         return "\n".join([*lines, ")"])

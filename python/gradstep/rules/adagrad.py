@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradstep import _core
-from gradstep.kernel import Kernel, Stages, make_stages
+from gradstep.kernel import Kernel
 from gradstep.numpy import Optimizer
+from gradstep.options import Options, Stages, StepOptions, make_stages, of_function
 from gradstep.typing import Arrays, LearningRate, Params, Steps
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _ADAGRAD = _core.rules["adagrad"]
 
@@ -28,7 +32,9 @@ def adagrad_(
     weight_decay: float = 0.0,
     eps: float = 1e-10,
     maximize: bool = False,
-) -> None:
+    grad_scale: float = 1.0,
+    **options: Unpack[StepOptions],
+) -> bool | None:
     r"""Update parameters in place by one step of Adagrad.
 
     .. code-block:: text
@@ -48,6 +54,12 @@ def adagrad_(
         eps: added to the root, as in torch (Keras and optax: inside the root).
         maximize: follow the gradient instead of descending along it.
 
+        grad_scale: number that the gradient is multiplied by on its way into the update.
+        options: what happens around the rule: see `gradstep.options.StepOptions`.
+
+    Returns:
+        None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
+
     Raises:
         TypeError: for dtypes other than float32 and float64, or different ones within a parameter; for `lr_decay` without `step`.
         ValueError: for settings out of range, different shapes or lengths, read-only, misaligned or overlapping memory. Nothing
@@ -65,8 +77,23 @@ def adagrad_(
     """
     if lr_decay != 0 and step is None:
         raise TypeError("adagrad_: lr_decay needs step")
-    _core.update(
-        "adagrad_", _kernel(lr, lr_decay, eps, make_stages(maximize, coupled_decay=weight_decay)), param, grad, (sum,), step
+    stages, conditions = of_function(
+        "adagrad_",
+        options,
+        maximize=maximize,
+        weight_decay=weight_decay,
+        decay="coupled",
+        grad_scale=grad_scale,
+        momentum=False,
+    )
+    return _core.update(
+        "adagrad_",
+        _kernel(lr, lr_decay, eps, stages),
+        param,
+        grad,
+        (sum,),
+        step,
+        conditions,
     )
 
 
@@ -79,6 +106,7 @@ class Adagrad(Optimizer):
         lr: learning rate: a number, or a callable that takes the number of steps done and returns one.
         lr_decay, weight_decay, eps, maximize: see `adagrad_`.
         initial_accumulator_value: what the sum of squares begins with.
+        options: what happens around the rule: see `gradstep.options.Options`.
 
     Raises:
         TypeError: for parameters that are no arrays, unknown settings, settings of the wrong type.
@@ -104,6 +132,7 @@ class Adagrad(Optimizer):
         eps: float = 1e-10,
         *,
         maximize: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
@@ -115,6 +144,7 @@ class Adagrad(Optimizer):
                 "eps": eps,
                 "maximize": maximize,
             },
+            options,
         )
 
     @staticmethod
@@ -122,7 +152,7 @@ class Adagrad(Optimizer):
         """Return the kernel for the settings of a group."""
         if not settings["initial_accumulator_value"] >= 0:
             raise ValueError(f"initial_accumulator_value must be >= 0, got {settings['initial_accumulator_value']!r}")
-        stages = make_stages(settings["maximize"], coupled_decay=settings["weight_decay"], grad_scale=grad_scale)
+        stages = make_stages(settings, decay="coupled", grad_scale=grad_scale, momentum=False)
         return _kernel(settings["lr"], settings["lr_decay"], settings["eps"], stages)
 
     @classmethod

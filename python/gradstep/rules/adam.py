@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradstep import _core
-from gradstep.kernel import Kernel, Stages, make_stages, pair
+from gradstep.kernel import Kernel, pair
 from gradstep.numpy import Optimizer
+from gradstep.options import Options, Stages, StepOptions, make_stages, of_function
 from gradstep.typing import Arrays, LearningRate, Params, Steps
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _ADAM = _core.rules["adam"]
 _AMSGRAD = _core.rules["adam_amsgrad"]
@@ -31,7 +35,9 @@ def adam_(
     weight_decay: float = 0.0,
     maximize: bool = False,
     max_exp_avg_sq: Arrays | None = None,
-) -> None:
+    grad_scale: float = 1.0,
+    **options: Unpack[StepOptions],
+) -> bool | None:
     r"""Update parameters in place by one step of Adam, with coupled weight decay.
 
     .. code-block:: text
@@ -56,6 +62,12 @@ def adam_(
         maximize: follow the gradient instead of descending along it.
         max_exp_avg_sq: w, like `param`; zeros before step 1. Given, the step is AMSGrad's.
 
+        grad_scale: number that the gradient is multiplied by on its way into the update.
+        options: what happens around the rule: see `gradstep.options.StepOptions`.
+
+    Returns:
+        None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
+
     Raises:
         TypeError: for dtypes other than float32 and float64, or different ones within a parameter.
         ValueError: for settings out of range, different shapes or lengths, read-only, misaligned or overlapping memory. Nothing
@@ -72,13 +84,17 @@ def adam_(
         Kingma and Ba, arXiv:1412.6980; Reddi et al., arXiv:1904.09237; `torch.optim.Adam`.
     """
     amsgrad = max_exp_avg_sq is not None
-    _core.update(
+    stages, conditions = of_function(
+        "adam_", options, maximize=maximize, weight_decay=weight_decay, decay="coupled", grad_scale=grad_scale
+    )
+    return _core.update(
         "adam_",
-        _kernel(lr, betas, eps, amsgrad, make_stages(maximize, coupled_decay=weight_decay)),
+        _kernel(lr, betas, eps, amsgrad, stages),
         param,
         grad,
         (exp_avg, exp_avg_sq, max_exp_avg_sq) if amsgrad else (exp_avg, exp_avg_sq),
         step,
+        conditions,
     )
 
 
@@ -95,7 +111,9 @@ def adamw_(
     weight_decay: float = 1e-2,
     maximize: bool = False,
     max_exp_avg_sq: Arrays | None = None,
-) -> None:
+    grad_scale: float = 1.0,
+    **options: Unpack[StepOptions],
+) -> bool | None:
     r"""Update parameters in place by one step of AdamW: Adam with decoupled weight decay.
 
     .. code-block:: text
@@ -120,6 +138,12 @@ def adamw_(
         maximize: follow the gradient instead of descending along it.
         max_exp_avg_sq: w, like `param`; zeros before step 1. Given, the step is AMSGrad's.
 
+        grad_scale: number that the gradient is multiplied by on its way into the update.
+        options: what happens around the rule: see `gradstep.options.StepOptions`.
+
+    Returns:
+        None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
+
     Raises:
         TypeError: for dtypes other than float32 and float64, or different ones within a parameter.
         ValueError: for settings out of range, different shapes or lengths, read-only, misaligned or overlapping memory. Nothing
@@ -136,13 +160,17 @@ def adamw_(
         Loshchilov and Hutter, arXiv:1711.05101; `torch.optim.AdamW`.
     """
     amsgrad = max_exp_avg_sq is not None
-    _core.update(
+    stages, conditions = of_function(
+        "adamw_", options, maximize=maximize, weight_decay=weight_decay, decay="decoupled", grad_scale=grad_scale
+    )
+    return _core.update(
         "adamw_",
-        _kernel(lr, betas, eps, amsgrad, make_stages(maximize, decoupled_decay=weight_decay)),
+        _kernel(lr, betas, eps, amsgrad, stages),
         param,
         grad,
         (exp_avg, exp_avg_sq, max_exp_avg_sq) if amsgrad else (exp_avg, exp_avg_sq),
         step,
+        conditions,
     )
 
 
@@ -155,6 +183,7 @@ class Adam(Optimizer):
         lr: learning rate: a number, or a callable that takes the number of steps done and returns one.
         betas, eps, weight_decay, maximize: see `adam_`.
         amsgrad: divide by the largest second moment so far.
+        options: what happens around the rule: see `gradstep.options.Options`.
 
     Raises:
         TypeError: for parameters that are no arrays, unknown settings, settings of the wrong type.
@@ -180,16 +209,18 @@ class Adam(Optimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
             {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad, "maximize": maximize},
+            options,
         )
 
     @staticmethod
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
-        stages = make_stages(settings["maximize"], coupled_decay=settings["weight_decay"], grad_scale=grad_scale)
+        stages = make_stages(settings, decay="coupled", grad_scale=grad_scale)
         return _kernel(settings["lr"], settings["betas"], settings["eps"], settings["amsgrad"], stages)
 
 
@@ -202,6 +233,7 @@ class AdamW(Optimizer):
         lr: learning rate: a number, or a callable that takes the number of steps done and returns one.
         betas, eps, weight_decay, maximize: see `adamw_`.
         amsgrad: divide by the largest second moment so far.
+        options: what happens around the rule: see `gradstep.options.Options`.
 
     Raises:
         TypeError: for parameters that are no arrays, unknown settings, settings of the wrong type.
@@ -228,14 +260,16 @@ class AdamW(Optimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
             {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad, "maximize": maximize},
+            options,
         )
 
     @staticmethod
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
-        stages = make_stages(settings["maximize"], decoupled_decay=settings["weight_decay"], grad_scale=grad_scale)
+        stages = make_stages(settings, decay="decoupled", grad_scale=grad_scale)
         return _kernel(settings["lr"], settings["betas"], settings["eps"], settings["amsgrad"], stages)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradstep import _core
-from gradstep.kernel import Kernel, Stages, make_stages, pair
+from gradstep.kernel import Kernel, pair
 from gradstep.numpy import Optimizer
+from gradstep.options import Options, Stages, StepOptions, make_stages, of_function
 from gradstep.typing import Arrays, LearningRate, Params
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _LION = _core.rules["lion"]
 
@@ -26,7 +30,9 @@ def lion_(
     betas: tuple[float, float] = (0.9, 0.99),
     weight_decay: float = 0.0,
     maximize: bool = False,
-) -> None:
+    grad_scale: float = 1.0,
+    **options: Unpack[StepOptions],
+) -> bool | None:
     r"""Update parameters in place by one step of Lion.
 
     .. code-block:: text
@@ -46,6 +52,12 @@ def lion_(
         weight_decay: the share of p that decays a step, in units of `lr` (optax's default is 1e-3).
         maximize: follow the gradient instead of descending along it.
 
+        grad_scale: number that the gradient is multiplied by on its way into the update.
+        options: what happens around the rule: see `gradstep.options.StepOptions`.
+
+    Returns:
+        None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
+
     Raises:
         TypeError: for dtypes other than float32 and float64, or different ones within a parameter.
         ValueError: for settings out of range, different shapes or lengths, read-only, misaligned or overlapping memory. Nothing
@@ -61,8 +73,17 @@ def lion_(
     References:
         Chen et al., arXiv:2302.06675, Algorithm 2; lucidrains/lion-pytorch; `optax.lion`.
     """
-    _core.update(
-        "lion_", _kernel(lr, betas, make_stages(maximize, decoupled_decay=weight_decay)), param, grad, (exp_avg,), None
+    stages, conditions = of_function(
+        "lion_", options, maximize=maximize, weight_decay=weight_decay, decay="decoupled", grad_scale=grad_scale, steps=False
+    )
+    return _core.update(
+        "lion_",
+        _kernel(lr, betas, stages),
+        param,
+        grad,
+        (exp_avg,),
+        None,
+        conditions,
     )
 
 
@@ -74,6 +95,7 @@ class Lion(Optimizer):
             these forms and settings of their own.
         lr: learning rate: a number, or a callable that takes the number of steps done and returns one.
         betas, weight_decay, maximize: see `lion_`.
+        options: what happens around the rule: see `gradstep.options.Options`.
 
     Raises:
         TypeError: for parameters that are no arrays, unknown settings, settings of the wrong type.
@@ -97,11 +119,12 @@ class Lion(Optimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize})
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}, options)
 
     @staticmethod
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
-        stages = make_stages(settings["maximize"], decoupled_decay=settings["weight_decay"], grad_scale=grad_scale)
+        stages = make_stages(settings, decay="decoupled", grad_scale=grad_scale)
         return _kernel(settings["lr"], settings["betas"], stages)

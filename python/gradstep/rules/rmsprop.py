@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradstep import _core
-from gradstep.kernel import Kernel, Stages, make_stages
+from gradstep.kernel import Kernel
 from gradstep.numpy import Optimizer
+from gradstep.options import Options, Stages, StepOptions, make_stages, of_function
 from gradstep.typing import Arrays, LearningRate, Params
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _RULES = {
     (False, False): _core.rules["rmsprop"],
@@ -36,7 +40,9 @@ def rmsprop_(
     momentum: float = 0.0,
     centered: bool = False,
     maximize: bool = False,
-) -> None:
+    grad_scale: float = 1.0,
+    **options: Unpack[StepOptions],
+) -> bool | None:
     r"""Update parameters in place by one step of RMSprop.
 
     .. code-block:: text
@@ -63,6 +69,12 @@ def rmsprop_(
             hardly change; the element becomes NaN then.
         maximize: follow the gradient instead of descending along it.
 
+        grad_scale: number that the gradient is multiplied by on its way into the update.
+        options: what happens around the rule: see `gradstep.options.StepOptions`.
+
+    Returns:
+        None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
+
     Raises:
         TypeError: for dtypes other than float32 and float64, or different ones within a parameter; for a state that is missing.
         ValueError: for settings out of range, different shapes or lengths, read-only, misaligned or overlapping memory. Nothing
@@ -88,8 +100,17 @@ def rmsprop_(
         if grad_avg is None:
             raise TypeError("rmsprop_: centered needs a grad_avg")
         states += (grad_avg,)
-    stages = make_stages(maximize, coupled_decay=weight_decay)
-    _core.update("rmsprop_", _kernel(lr, alpha, eps, momentum, centered, stages), param, grad, states, None)
+    stages, conditions = of_function(
+        "rmsprop_",
+        options,
+        maximize=maximize,
+        weight_decay=weight_decay,
+        decay="coupled",
+        grad_scale=grad_scale,
+        momentum=momentum != 0,
+        steps=False,
+    )
+    return _core.update("rmsprop_", _kernel(lr, alpha, eps, momentum, centered, stages), param, grad, states, None, conditions)
 
 
 class RMSprop(Optimizer):
@@ -100,6 +121,7 @@ class RMSprop(Optimizer):
             these forms and settings of their own.
         lr: learning rate: a number, or a callable that takes the number of steps done and returns one.
         alpha, eps, weight_decay, momentum, centered, maximize: see `rmsprop_`.
+        options: what happens around the rule: see `gradstep.options.Options`.
 
     Raises:
         TypeError: for parameters that are no arrays, unknown settings, settings of the wrong type.
@@ -126,6 +148,7 @@ class RMSprop(Optimizer):
         centered: bool = False,
         *,
         maximize: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
@@ -138,10 +161,11 @@ class RMSprop(Optimizer):
                 "centered": centered,
                 "maximize": maximize,
             },
+            options,
         )
 
     @staticmethod
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
-        stages = make_stages(settings["maximize"], coupled_decay=settings["weight_decay"], grad_scale=grad_scale)
+        stages = make_stages(settings, decay="coupled", grad_scale=grad_scale, momentum=settings["momentum"] != 0)
         return _kernel(settings["lr"], settings["alpha"], settings["eps"], settings["momentum"], settings["centered"], stages)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradstep import _core
-from gradstep.kernel import Kernel, Stages, make_stages
+from gradstep.kernel import Kernel
 from gradstep.numpy import Optimizer
+from gradstep.options import Options, Stages, StepOptions, make_stages, of_function
 from gradstep.typing import Arrays, LearningRate, Params, Steps
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _PLAIN = _core.rules["sgd"]
 _MOMENTUM = _core.rules["sgd_momentum"]
@@ -35,7 +39,9 @@ def sgd_(
     weight_decay: float = 0.0,
     nesterov: bool = False,
     maximize: bool = False,
-) -> None:
+    grad_scale: float = 1.0,
+    **options: Unpack[StepOptions],
+) -> bool | None:
     r"""Update parameters in place by one step of stochastic gradient descent.
 
     .. code-block:: text
@@ -60,6 +66,12 @@ def sgd_(
         nesterov: look ahead by one step of the buffer.
         maximize: follow the gradient instead of descending along it.
 
+        grad_scale: number that the gradient is multiplied by on its way into the update.
+        options: what happens around the rule: see `gradstep.options.StepOptions`.
+
+    Returns:
+        None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
+
     Raises:
         TypeError: for dtypes other than float32 and float64, or different ones within a parameter; for momentum without a buffer.
         ValueError: for settings out of range, different shapes or lengths, read-only, misaligned or overlapping memory. Nothing
@@ -78,13 +90,24 @@ def sgd_(
     """
     if momentum != 0 and momentum_buffer is None:
         raise TypeError("sgd_: momentum needs a momentum_buffer")
-    _core.update(
+    stages, conditions = of_function(
         "sgd_",
-        _kernel(lr, momentum, dampening, nesterov, make_stages(maximize, coupled_decay=weight_decay)),
+        options,
+        maximize=maximize,
+        weight_decay=weight_decay,
+        decay="coupled",
+        grad_scale=grad_scale,
+        momentum=momentum != 0,
+        steps=step is not None,
+    )
+    return _core.update(
+        "sgd_",
+        _kernel(lr, momentum, dampening, nesterov, stages),
         param,
         grad,
         () if momentum == 0 else (momentum_buffer,),
         step,
+        conditions,
     )
 
 
@@ -96,6 +119,7 @@ class SGD(Optimizer):
             these forms and settings of their own.
         lr: learning rate: a number, or a callable that takes the number of steps done and returns one.
         momentum, dampening, weight_decay, nesterov, maximize: see `sgd_`.
+        options: what happens around the rule: see `gradstep.options.Options`.
 
     Raises:
         TypeError: for parameters that are no arrays, unknown settings, settings of the wrong type.
@@ -121,6 +145,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
@@ -132,10 +157,11 @@ class SGD(Optimizer):
                 "nesterov": nesterov,
                 "maximize": maximize,
             },
+            options,
         )
 
     @staticmethod
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
-        stages = make_stages(settings["maximize"], coupled_decay=settings["weight_decay"], grad_scale=grad_scale)
+        stages = make_stages(settings, decay="coupled", grad_scale=grad_scale, momentum=settings["momentum"] != 0)
         return _kernel(settings["lr"], settings["momentum"], settings["dampening"], settings["nesterov"], stages)

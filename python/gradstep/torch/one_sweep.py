@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -11,10 +12,20 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from gradstep import _core
+from gradstep.averages import HoldsAverages
 from gradstep.kernel import Kernel
 from gradstep.numpy import Optimizer as Rule
+from gradstep.options import OPTIONS, check_weights, keep, make_conditions
+from gradstep.stats import make_stats
 
 Closure = Callable[[], Any]
+Sources = Sequence[tuple[float, Sequence[torch.Tensor | None]]]
+
+_OF_ALL = {"clip_norm": "clip_norm", "on_nonfinite": "on_nonfinite", "zero_grad": "zeroes_grad"}
+"""Options that hold for all parameters together, and the attributes that keep them: `zero_grad` is a method of torch's."""
+
+# Numbers in the states. torch rounds them to the dtype of the parameter when it loads them.
+_NUMBERS = ("step", "ema_count", "swa_count", "grad_norm_sq")
 
 # Choices of torch that this engine has nothing to set against: it runs no autograd and no CUDA graph.
 _REFUSED = {
@@ -23,8 +34,12 @@ _REFUSED = {
 }
 
 
-class OneSweep(Optimizer):
+class OneSweep(HoldsAverages, Optimizer):
     """Mixin, to stand before the torch class that it replaces: that one keeps constructor, checks, states and serialization.
+
+    The constructor takes the options around a rule as well (`gradstep.options.Options`), by keyword. Those that may differ by group
+    stand in the groups, as far as they are given; `clip_norm`, `on_nonfinite` and `zeroes_grad` (the option `zero_grad`) are
+    attributes. All may be edited between steps.
 
     The choices `foreach` and `fused` are accepted and change nothing: they name ways to run the same update, and there is one way
     here. `capturable` and `differentiable` are refused. Gradients that are sparse are left to the torch class, whole steps with
@@ -39,22 +54,57 @@ class OneSweep(Optimizer):
 
     _plan: _core.Plan | None = None
 
-    # torch's constructors set it for `fused=True`, meaning a kernel that unscales gradients for GradScaler. This one does not, so
-    # GradScaler has to go on doing it.
-    _step_supports_amp_scaling = property(lambda self: False, lambda self, value: None)  # noqa: ARG005
+    clip_norm: float | None = None
+    on_nonfinite: str = "propagate"
+    zeroes_grad: bool = False
+    steps: int = 0
+    """Number of steps so far."""
+    _options: Mapping[str, Any] = MappingProxyType({})  # of groups that do not say otherwise
 
-    def step(self, closure: Closure | None = None) -> Any:
+    # torch.amp.GradScaler leaves `grad_scale` and `found_inf` here for a step that unscales for itself.
+    _step_supports_amp_scaling = property(lambda self: True, lambda self, value: None)  # noqa: ARG005
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show the signature of the torch class, with options."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" not in vars(cls):
+            theirs = inspect.signature(super().__init__)
+            options = inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)
+            cls.__signature__ = theirs.replace(parameters=[*list(theirs.parameters.values())[1:], options])  # type: ignore[attr-defined]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        options = {name: kwargs.pop(name) for name in list(kwargs) if name in OPTIONS}
+        self._options, conditions = keep({}, options)
+        for name, attribute in _OF_ALL.items():
+            setattr(self, attribute, conditions[name])
+        self._conditions(stats=False)
+        super().__init__(*args, **kwargs)
+        self.defaults.update(self._options)
+
+    def step(
+        self,
+        closure: Closure | None = None,
+        *,
+        grads: Sources | None = None,
+        grad_scale: float = 1.0,
+        stats: bool = False,
+    ) -> Any:
         """Perform one step, as `torch.optim.Optimizer.step` does.
 
         Args:
             closure: evaluates the model again and returns the loss.
+            grads: several gradients in the place of the parameters' own: pairs of a weight and a list of gradients, one a parameter
+                in the order of the groups. The step is that of their weighted sum.
+            grad_scale: number that the gradients are multiplied by on their way into the update: the inverse of a loss scale.
+            stats: whether to gather statistics on the way.
 
         Returns:
-            What the closure returned, or None without one.
+            What the closure returned, or None without one. With `stats`, a `gradstep.stats.StepStats`, or a pair of both.
 
         Raises:
             TypeError, ValueError: for what can't be updated right, with the name of what is wrong. Nothing has been written then.
             RuntimeError: torch's, for sparse gradients where the torch class does not take them.
+            FloatingPointError: with ``on_nonfinite="raise"``, for a gradient that is not finite. Nothing has changed then.
         """
         hooked = (
             self._optimizer_step_pre_hooks
@@ -64,83 +114,198 @@ class OneSweep(Optimizer):
             or torch._C._autograd._profiler_enabled()
         )
         if torch.compiler.is_compiling():  # leave it as it is: there is nothing in it for a compiler
-            return _uncompiled_step(self, closure)
-        return _hooked_step(self, closure) if hooked else _step(self, closure)
+            return _uncompiled_step(self, closure, grads=grads, grad_scale=grad_scale, stats=stats)
+        if hooked:
+            return _hooked_step(self, closure, grads=grads, grad_scale=grad_scale, stats=stats)
+        return _step(self, closure, grads=grads, grad_scale=grad_scale, stats=stats)
 
     # Keeps torch from wrapping `step` into its hooks and profiler range at all times: that alone costs more than a small step.
     step.hooked = True  # type: ignore[attr-defined]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as `torch.optim.Optimizer.add_param_group` does."""
+        if isinstance(param_group, dict):
+            for name, value in self._options.items():
+                param_group.setdefault(name, value)
         super().add_param_group(param_group)
         try:
-            _refuse_choices(self, self.param_groups[-1])
-        except ValueError:
+            _check(self, self.param_groups[-1])
+        except (TypeError, ValueError):
             del self.param_groups[-1]
             raise
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load states and settings, as `torch.optim.Optimizer.load_state_dict` does; options that they do not name stay."""
+        before = [{name: group[name] for name in OPTIONS & group.keys()} for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, options in zip(self.param_groups, before, strict=True):
+            for name, value in options.items():
+                group.setdefault(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in (*_OF_ALL.values(), "steps", "_options")}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plan = None
 
-    def rule_of(self, group: dict[str, Any]) -> type[Rule]:  # noqa: ARG002
+    @property
+    def ema(self) -> list[torch.Tensor | None]:
+        """The exponential moving averages, one a parameter in the order of the groups; None where there is none yet."""
+        return [average for group in self._averages("ema") for average in group]
+
+    @property
+    def swa(self) -> list[torch.Tensor | None]:
+        """The equal averages, one a parameter in the order of the groups; None where there is none yet."""
+        return [average for group in self._averages("swa") for average in group]
+
+    def _state_of(self, group: int, index: int) -> Mapping[str, Any]:
+        param = self.param_groups[group]["params"][index]
+        state: Mapping[str, Any] = self.state.get(param, {})
+        return state
+
+    def _conditions(self, *, stats: bool, weights: tuple[float, ...] | None = None, skip: bool = False) -> Any:
+        options = {name: getattr(self, attribute) for name, attribute in _OF_ALL.items()}
+        if skip:
+            options["on_nonfinite"] = "skip"
+        try:
+            return make_conditions(options, stats=stats, weights=weights)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{type(self).__name__}: {error}") from None
+
+    def rule_of(self, group: Mapping[str, Any]) -> type[Rule]:  # noqa: ARG002
         """Return the rule that the settings of a group ask for."""
         return self.rule
 
     def _make_state(self, group: int, param: torch.Tensor, names: list[str]) -> dict[str, torch.Tensor]:
-        fresh = {"step": torch.zeros((), dtype=torch.float64)} if "step" in names else {}
+        fresh = {}
         for name in names:
-            if name != "step":
-                value = self.rule.initial_state(name, self.param_groups[group])
+            if name in _NUMBERS:
+                fresh[name] = torch.zeros((), dtype=torch.float64)
+            elif name == "slow":
+                fresh[name] = param.detach().clone(memory_format=torch.preserve_format)
+            else:
+                value = 0.0 if name in ("ema", "swa") else self.rule.initial_state(name, self.param_groups[group])
                 fresh[name] = torch.full_like(param, value, requires_grad=False, memory_format=torch.preserve_format)
         return fresh
 
 
-def _refuse_choices(optimizer: OneSweep, group: dict[str, Any]) -> None:
+def _kernel(optimizer: OneSweep, group: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
     for name, reason in _REFUSED.items():
         if group.get(name):
             raise ValueError(f"{type(optimizer).__name__}: {name}=True is not supported: {reason}")
+    rule = optimizer.rule_of(group)
+    if OPTIONS.isdisjoint(group) and optimizer.on_nonfinite != "zero":
+        return rule.kernel(group, grad_scale)
+    try:
+        return rule.kernel({**group, "on_nonfinite": optimizer.on_nonfinite}, grad_scale)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{type(optimizer).__name__}: {error}") from None
 
 
-def _kernel(optimizer: OneSweep, group: dict[str, Any]) -> Kernel:
-    _refuse_choices(optimizer, group)
-    return optimizer.rule_of(group).kernel(group)
+def _check(optimizer: OneSweep, group: Mapping[str, Any]) -> None:
+    """Refuse what the settings of a group ask for and can't have."""
+    of_all = sorted(_OF_ALL.keys() & group.keys())
+    if of_all:
+        raise TypeError(f"{type(optimizer).__name__}: {of_all[0]} holds for all groups together: the constructor takes it")
+    kernel = _kernel(optimizer, group)
+    if kernel.stages:
+        plan = _core.Plan(type(optimizer).__name__, _core.Face.torch)
+        plan.step([], None, [], {}, [(0, kernel)], optimizer._make_state)
 
 
 def _new_plan(optimizer: OneSweep) -> _core.Plan:
     # torch's counts are float32, which ends at 2^24 steps; a double goes on to 2^53, and torch loads it as well.
     for state in optimizer.state.values():
-        step = state.get("step")
-        if isinstance(step, torch.Tensor) and step.dtype != torch.float64:
-            state["step"] = step.to("cpu", torch.float64)
+        for name in _NUMBERS:
+            number = state.get(name)
+            if isinstance(number, torch.Tensor) and number.dtype != torch.float64:
+                state[name] = number.to("cpu", torch.float64)
     return _core.Plan(f"{type(optimizer).__name__}.step", _core.Face.torch, optimizer.counts_steps)
 
 
-def _step(optimizer: OneSweep, closure: Closure | None = None) -> Any:
+def _step(
+    optimizer: OneSweep,
+    closure: Closure | None = None,
+    *,
+    grads: Sources | None = None,
+    grad_scale: float = 1.0,
+    stats: bool = False,
+) -> Any:
     loss = None
     if closure is not None:
         with torch.enable_grad():
             loss = closure()
+    loss_scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)  # of GradScaler
+    if loss_scale is not None:
+        grad_scale /= float(loss_scale)
+    overflow = found_inf is not None and float(found_inf) != 0
+    if overflow and not stats:
+        if optimizer.zeroes_grad:
+            optimizer.zero_grad(set_to_none=False)
+        return loss
     if optimizer._plan is None:
         optimizer._plan = _new_plan(optimizer)
     param_groups = optimizer.param_groups
-    groups = [(len(group["params"]), _kernel(optimizer, group)) for group in param_groups]
+    groups = [(len(group["params"]), _kernel(optimizer, group, grad_scale)) for group in param_groups]
     params = param_groups[0]["params"] if len(param_groups) == 1 else [p for group in param_groups for p in group["params"]]
+    sources = weights = None
+    if grads is not None:
+        sources, weights = _sources(optimizer, grads)
+    conditions = None
+    if optimizer.clip_norm is not None or optimizer.on_nonfinite != "propagate" or optimizer.zeroes_grad or stats or weights:
+        conditions = optimizer._conditions(stats=stats, weights=weights, skip=overflow)
     try:
-        optimizer._plan.step(params, None, params, optimizer.state, groups, optimizer._make_state)
+        seen = optimizer._plan.step(params, sources, params, optimizer.state, groups, optimizer._make_state, conditions)
     except (TypeError, ValueError):
-        if not any(p.grad is not None and p.grad.layout != torch.strided for p in params):
+        if conditions is not None or not any(p.grad is not None and p.grad.layout != torch.strided for p in params):
             raise
-        _torch_step(optimizer)
-    return loss
+        _torch_step(optimizer, grad_scale)
+        return loss
+    if seen is None or seen[0]:
+        optimizer.steps += 1
+    if not stats or seen is None:
+        return loss
+    made = make_stats(optimizer.steps + (not seen[0]), _keys_of(optimizer), seen)
+    return made if closure is None else (loss, made)
+
+
+def _sources(optimizer: OneSweep, grads: Sources) -> tuple[list[list[torch.Tensor | None]], tuple[float, ...]]:
+    name = f"{type(optimizer).__name__}.step"
+    try:
+        pairs = [(weight, list(each)) for weight, each in grads]
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: grads must be pairs (weight, gradients), got {grads!r}") from None
+    if not pairs:
+        raise ValueError(f"{name}: grads has no gradients")
+    try:
+        return [each for _, each in pairs], check_weights(tuple(weight for weight, _ in pairs), None)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
 
 
 _hooked_step = Optimizer.profile_hook_step(_step)
 _uncompiled_step = _disable_dynamo(_hooked_step)
 
 
-def _torch_step(optimizer: OneSweep) -> None:
+def _torch_step(optimizer: OneSweep, grad_scale: float) -> None:
     """Perform the step of the torch class that `optimizer` replaces."""
+    if not all(OPTIONS.isdisjoint(group) for group in optimizer.param_groups):
+        raise ValueError(f"{type(optimizer).__name__}.step: sparse gradients go without the options {sorted(OPTIONS)}")
     theirs = next(cls for cls in type(optimizer).__mro__ if not issubclass(cls, OneSweep) and "step" in vars(cls))
     with torch.no_grad():
+        if grad_scale != 1:
+            for group in optimizer.param_groups:
+                for param in group["params"]:
+                    if param.grad is not None:
+                        param.grad.mul_(grad_scale)
         inspect.unwrap(vars(theirs)["step"])(optimizer)
+
+
+def _keys_of(optimizer: OneSweep) -> list[Any]:
+    """Return the names of all parameters, or their positions."""
+    names: list[Any] = []
+    for group in optimizer.param_groups:
+        names += group.get("param_names") or range(len(names), len(names) + len(group["params"]))
+    return names

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim.optimizer import ParamsT
 
 from gradstep import rules
 from gradstep.numpy import Optimizer as Rule
+from gradstep.options import Options
 from gradstep.torch.one_sweep import OneSweep
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class SGD(OneSweep, torch.optim.SGD):
@@ -24,7 +29,7 @@ class Adam(OneSweep, torch.optim.Adam):
 
     rule = rules.Adam
 
-    def rule_of(self, group: dict[str, Any]) -> type[Rule]:
+    def rule_of(self, group: Mapping[str, Any]) -> type[Rule]:
         """Return AdamW's rule for a group with decoupled decay, Adam's otherwise."""
         return rules.AdamW if group.get("decoupled_weight_decay") else rules.Adam
 
@@ -84,6 +89,7 @@ class Lion(OneSweep):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         if isinstance(lr, torch.Tensor) and lr.numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
@@ -95,4 +101,4 @@ class Lion(OneSweep):
         if not weight_decay >= 0.0:
             raise ValueError(f"Invalid weight_decay value: {weight_decay}")
         defaults: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, **options)

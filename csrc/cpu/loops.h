@@ -1,0 +1,427 @@
+// Every loop over the elements of a tile. Included by kernels.cpp alone, once per instruction set: all of it has internal
+// linkage.
+#pragma once
+
+#include <bit>
+#include <type_traits>
+#include <utility>
+
+#include "../core/random.h"
+#include "kernels.h"
+
+namespace gradstep::cpu {
+namespace {
+
+// Elements to go until `at` stands at the beginning of a cache line.
+template <class T>
+GRADSTEP_HD std::int64_t to_next_line(const T* at) {
+  const auto past = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(at) % 64 / sizeof(T));
+  return past == 0 ? 0 : static_cast<std::int64_t>(64 / sizeof(T)) - past;
+}
+
+// A loop over elements, in blocks of a few vectors that begin where a cache line of the first operand does: NumPy's large
+// arrays begin 16 bytes past one, and so do their like, and a vector that spans two lines costs twice.
+//
+// Where operands come from memory, each block first asks for one that lies ahead: the processor's own prefetchers fall behind a
+// loop with a square root and a division in it. (AdamW, float32, 48M elements, one thread: 57 GB/s instead of 46; but in the
+// caches the hints only cost, 20 to 30 %.)
+template <class Element, class First, class... Operand>
+GRADSTEP_HD void for_each(std::int64_t size, bool ahead, Element element, const First* first, const Operand*... operands) {
+  constexpr std::int64_t kBlock = 64, kAhead = 512;
+  const std::int64_t head = to_next_line(first);
+  std::int64_t i = head < size ? head : size;
+  GRADSTEP_INDEPENDENT
+  for (std::int64_t j = 0; j < i; ++j) element(j);
+  for (; i + kBlock <= size; i += kBlock) {
+    if (ahead) {
+      prefetch<kBlock * sizeof(First)>(first + i + kAhead);
+      (prefetch<kBlock * sizeof(First)>(operands + i + kAhead), ...);
+    }
+    GRADSTEP_INDEPENDENT
+    for (std::int64_t j = 0; j < kBlock; ++j) element(i + j);  // from 0: so compilers see how many there are
+  }
+  GRADSTEP_INDEPENDENT
+  for (std::int64_t j = i; j < size; ++j) element(j);
+}
+
+template <class T>
+GRADSTEP_HD Tile<T>& tile_of(void* erased) {
+  return *static_cast<Tile<T>*>(erased);
+}
+
+template <class Constants>
+GRADSTEP_HD Constants constants_of(const std::byte* constants) {
+  return *reinterpret_cast<const Constants*>(constants);
+}
+
+// ---- rules ----------------------------------------------------------------------------------------------------------------
+
+// The rule's operator for this step: its `First`, if it has one and this is the first.
+template <class Rule, class T, bool kFirst>
+GRADSTEP_HD auto operator_of(const typename Rule::template Update<T>& update) {
+  if constexpr (kFirst) return typename Rule::template First<T>(update);
+  else return update;
+}
+
+template <class T, class Update, class DecayOp, class... States>
+GRADSTEP_HD void update_loop(const Tile<T>& tile, const Update update, const DecayOp decay, T* p, const T* g, States*... s) {
+  const T scale = tile.scale, factor = tile.gradient_factor, decayed = tile.decayed_factor;
+  for_each(
+      tile.size, tile.prefetch,
+      [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
+        const T gradient = decay.gradient(factor * (scale * g[i]), p[i], decayed);
+        p[i] -= decay.total(update(p[i], gradient, s[i]...), p[i]);
+      },
+      p, g, s...);
+}
+
+// Straight to the parameter.
+template <class Rule, class T, class DecayStage, bool kFirst>
+void update(const std::byte* constants, void* erased) {
+  const auto& tile = tile_of<T>(erased);
+  const auto& [update, decay] =
+      *reinterpret_cast<const Decayed<typename Rule::template Update<T>, typename DecayStage::template Op<T>>*>(constants);
+  const auto first_or_later = operator_of<Rule, T, kFirst>(update);
+  [&, decay = decay]<std::size_t... k>(std::index_sequence<k...>) {
+    update_loop(tile, first_or_later, decay, tile.param, tile.grad, tile.states[k]...);
+  }(std::make_index_sequence<Rule::states.size()>());
+}
+
+template <bool kDry, class T, class Update, class... States>
+GRADSTEP_HD void direction_loop(const Tile<T>& tile, const Update update, const T* p, const T* g, T* u, States*... s) {
+  for_each(
+      tile.size, tile.prefetch,
+      [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
+        if constexpr (kDry) {
+          u[i] = [&](auto... copies) GRADSTEP_INLINE_LAMBDA { return update(p[i], g[i], copies...); }(s[i]...);
+        } else {
+          u[i] = update(p[i], g[i], s[i]...);
+        }
+      },
+      p, s...);
+}
+
+// To the tile's update; dry, the states stay as they are.
+template <class Rule, class T, bool kDry, bool kFirst>
+void direction(const std::byte* constants, void* erased) {
+  const auto& tile = tile_of<T>(erased);
+  const auto update = operator_of<Rule, T, kFirst>(*reinterpret_cast<const typename Rule::template Update<T>*>(constants));
+  [&]<std::size_t... k>(std::index_sequence<k...>) {
+    direction_loop<kDry>(tile, update, static_cast<const T*>(tile.param), tile.grad, tile.update, tile.states[k]...);
+  }(std::make_index_sequence<Rule::states.size()>());
+}
+
+// ---- stages of the gradient -----------------------------------------------------------------------------------------------
+
+template <class T>
+void shape(const std::byte*, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  const T scale = std::exchange(tile.scale, T(1)), factor = std::exchange(tile.gradient_factor, T(1));
+  const T* g = tile.grad;
+  T* out = tile.scratch;
+  for_each(tile.size, tile.prefetch, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { out[i] = factor * (scale * g[i]); }, g);
+  tile.grad = out;
+}
+
+// The other stages find the gradient in the tile's scratch already, and change it there.
+template <class T, class Element>
+GRADSTEP_HD void for_each_gradient(Tile<T>& tile, Element element) {
+  T* g = tile.scratch;
+  for_each(tile.size, false, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { g[i] = element(g[i]); }, g);
+}
+
+template <class Stage, class T>
+void gradient_stage(const std::byte* constants, void* erased) {
+  const auto op = constants_of<typename Stage::template Op<T>>(constants);
+  for_each_gradient(tile_of<T>(erased), [=](T g) GRADSTEP_INLINE_LAMBDA { return op(g); });
+}
+
+template <class T>
+void scale_row(const std::byte*, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  const T factor = tile.row_factor;
+  for_each_gradient(tile, [=](T g) GRADSTEP_INLINE_LAMBDA { return factor * g; });
+}
+
+template <class T>
+void centralize(const std::byte*, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  const T mean = tile.row_mean;
+  for_each_gradient(tile, [=](T g) GRADSTEP_INLINE_LAMBDA { return g - mean; });
+}
+
+template <class T>
+void noise(const std::byte* constants, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  const auto [sigma, seed, stream, step] = constants_of<NoiseConstants>(constants);
+  const Normal normal{{{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)}}, stream, step};
+  const T deviation = T(sigma);
+  double z[4] = {};
+  for (std::int64_t i = 0; i < tile.size; ++i) {
+    const auto at = static_cast<std::uint64_t>(tile.begin + i);
+    if (i == 0 || at % 4 == 0) normal(at / 4, z);
+    tile.scratch[i] += deviation * T(z[at % 4]);
+  }
+}
+
+template <class T>
+void couple(const std::byte* constants, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  const typename CoupledDecay::template Op<T> op({constants_of<double>(constants)}, 0);
+  const T factor = tile.decayed_factor;
+  const T *g = tile.grad, *p = tile.param;
+  T* out = tile.scratch;
+  for_each(
+      tile.size, tile.prefetch, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { out[i] = op.gradient(g[i], p[i], factor); }, p);
+  tile.grad = out;
+}
+
+// ---- stages of the update -------------------------------------------------------------------------------------------------
+
+template <class T>
+GRADSTEP_HD bool agree(T u, T g) {
+  return ((u > T(0)) & (g > T(0))) | ((u < T(0)) & (g < T(0)));
+}
+
+template <class T>
+void cautious(const std::byte*, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  const T factor = tile.cautious_factor;
+  const T* g = tile.grad;
+  T* u = tile.update;
+  for_each(
+      tile.size, false,
+      [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
+        const T kept = factor * u[i];
+        u[i] = agree(u[i], g[i]) ? kept : T(0);
+      },
+      u);
+}
+
+template <class T>
+void decay_update(const std::byte* constants, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  const T decay = T(constants_of<double>(constants));
+  const T* p = tile.param;
+  T* u = tile.update;
+  for_each(tile.size, false, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { u[i] = decay * p[i] + u[i]; }, u);
+}
+
+template <class T>
+void trust(const std::byte*, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  const T factor = tile.trust_factor;
+  T* u = tile.update;
+  for_each(tile.size, false, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { u[i] = factor * u[i]; }, u);
+}
+
+template <class T>
+void apply(const std::byte*, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  T* p = tile.param;
+  const T* u = tile.update;
+  for_each(tile.size, false, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] -= u[i]; }, p);
+}
+
+// ---- stages of the parameter ----------------------------------------------------------------------------------------------
+
+template <class Stage, class T>
+void param_stage(const std::byte* constants, void* erased) {
+  const auto op = constants_of<typename Stage::template Op<T>>(constants);
+  auto& tile = tile_of<T>(erased);
+  T* p = tile.param;
+  for_each(tile.size, false, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] = op(p[i]); }, p);
+}
+
+template <class T>
+void scale_param_row(const std::byte*, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  const T factor = tile.row_factor;
+  T* p = tile.param;
+  for_each(tile.size, false, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] = factor * p[i]; }, p);
+}
+
+template <class T, Extra kExtra>
+void average(const std::byte* constants, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  const T weight = T(constants_of<double>(constants));
+  const T* p = tile.param;
+  T* a = tile.extras[kExtra];
+  for_each(tile.size, tile.prefetch, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { a[i] += weight * (p[i] - a[i]); }, a);
+}
+
+template <class T>
+void lookahead(const std::byte* constants, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  const T weight = T(constants_of<double>(constants));
+  T *p = tile.param, *slow = tile.extras[kSlow];
+  for_each(
+      tile.size, tile.prefetch,
+      [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
+        slow[i] += weight * (p[i] - slow[i]);
+        p[i] = slow[i];
+      },
+      slow);
+}
+
+// ---- arrays alone ---------------------------------------------------------------------------------------------------------
+
+template <class T>
+void scale(const std::byte*, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  const T factor = tile.gradient_factor;
+  T* p = tile.param;
+  for_each(tile.size, tile.prefetch, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] = factor * p[i]; }, p);
+}
+
+template <class T>
+void swap(const std::byte*, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  T *a = tile.param, *b = tile.states[0];
+  for_each(
+      tile.size, tile.prefetch,
+      [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
+        const T x = a[i];
+        a[i] = b[i];
+        b[i] = x;
+      },
+      a, b);
+}
+
+// ---- sums -----------------------------------------------------------------------------------------------------------------
+
+struct Square {
+  GRADSTEP_HD void operator()(Lanes (&sums)[1], Lanes x) const { sums[0] = sums[0] + x * x; }
+};
+
+// The gradient as norms are taken of it: scaled, in the compute type.
+template <class T>
+GRADSTEP_HD const T* scaled(Tile<T>& tile, T (&buffer)[kTile]) {
+  if (tile.scale == T(1)) return tile.grad;
+  const T scale = tile.scale;
+  const T* g = tile.grad;
+  T* out = buffer;
+  for_each(tile.size, tile.prefetch, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { out[i] = scale * g[i]; }, g);
+  return out;
+}
+
+// Asks for the tile after the next of an operand that a sum alone reads.
+template <class T>
+GRADSTEP_HD void prefetch_ahead(const Tile<T>& tile, const T* at) {
+  if (!tile.prefetch || at == tile.scratch) return;
+  for (int i = 0; i < kTile; i += 256) prefetch<256 * sizeof(T)>(at + kTile + i);
+}
+
+template <class T>
+void sum_grad(const std::byte*, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  alignas(64) T buffer[kTile];
+  prefetch_ahead(tile, tile.grad);
+  add_leaf<1>({&tile.sums->at[kGradSquares]}, tile.size, Square(), scaled(tile, buffer));
+}
+
+template <class T>
+void sum_param(const std::byte*, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  prefetch_ahead(tile, static_cast<const T*>(tile.param));
+  add_leaf<1>({&tile.sums->at[kParamSquares]}, tile.size, Square(), tile.param);
+}
+
+template <class T>
+void sum_rule_grad(const std::byte*, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  add_leaf<1>({&tile.sums->at[kRuleGradSquares]}, tile.size, Square(), tile.grad);
+}
+
+template <class T>
+void sum_update(const std::byte*, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  const auto squares = [](Lanes(&sums)[2], Lanes u, Lanes p) GRADSTEP_INLINE_LAMBDA {
+    sums[0] = sums[0] + u * u;
+    sums[1] = sums[1] + p * p;
+  };
+  add_leaf<2>({&tile.sums->at[kUpdateSquares], &tile.sums->at[kParamSquares]}, tile.size, squares, tile.update, tile.param);
+}
+
+// Counts compare bit patterns, as integers, so that compilers see that any order will do.
+template <class T>
+void count_grad(const std::byte*, void* erased) {
+  using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+  constexpr Bits kInfinity = sizeof(T) == 4 ? Bits(0x7f800000) : static_cast<Bits>(0x7ff0000000000000);
+  constexpr Bits kMagnitude = static_cast<Bits>(~(Bits{1} << (8 * sizeof(T) - 1)));
+  auto& tile = tile_of<T>(erased);
+  alignas(64) T buffer[kTile];
+  prefetch_ahead(tile, tile.grad);
+  const T* g = scaled(tile, buffer);
+  add_leaf<1>({&tile.sums->at[kCameSquares]}, tile.size, Square(), g);
+
+  Bits largest = 0, nans = 0, infs = 0, zeros = 0;
+  for (std::int64_t i = 0; i < tile.size; ++i) {
+    const Bits x = std::bit_cast<Bits>(g[i]) & kMagnitude;
+    largest = x > largest ? x : largest;
+    nans += x > kInfinity;
+    infs += x == kInfinity;
+    zeros += x == 0;
+  }
+  Sums here;
+  here.at[kMaxAbs] = static_cast<double>(std::bit_cast<T>(largest));
+  here.at[kNans] = static_cast<double>(nans);
+  here.at[kInfs] = static_cast<double>(infs);
+  here.at[kZeros] = static_cast<double>(zeros);
+  tile.sums->add(here);
+}
+
+template <class T>
+void count_agreeing(const std::byte*, void* erased) {
+  using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+  auto& tile = tile_of<T>(erased);
+  const T *u = tile.update, *g = tile.grad;
+  Bits count = 0;
+  for (std::int64_t i = 0; i < tile.size; ++i) count += agree(u[i], g[i]) ? 1 : 0;
+  tile.sums->at[kAgreeing] += static_cast<double>(count);
+}
+
+template <class T>
+void sum_row(const std::byte*, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  const auto terms = [](Lanes(&sums)[3], Lanes g, Lanes p) GRADSTEP_INLINE_LAMBDA {
+    sums[0] = sums[0] + g * g;
+    sums[1] = sums[1] + g;
+    sums[2] = sums[2] + p * p;
+  };
+  double* to = tile.row_sums;
+  add_leaf<3>({to + kRowGradSquares, to + kRowGrad, to + kRowParamSquares}, tile.size, terms, tile.grad, tile.param);
+}
+
+template <class T>
+void sum_param_row(const std::byte*, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  add_leaf<1>({tile.row_sums + kRowParamSquares}, tile.size, Square(), tile.param);
+}
+
+// ---- for benchmarks -------------------------------------------------------------------------------------------------------
+
+// The access pattern of a rule with `kStates` states without its math: reads every operand and writes back what it has read.
+// How fast that goes is the limit of any rule; benchmarks quote the share of it. The constants hold a zero that the compiler
+// can't see.
+template <class T, std::size_t kStates>
+void touch(const std::byte* constants, void* erased) {
+  using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
+  const auto& tile = tile_of<T>(erased);
+  const Bits zero = *reinterpret_cast<const Bits*>(constants);
+  [&]<std::size_t... k>(std::index_sequence<k...>) {
+    const auto loop = [&](Bits* p, const Bits* g, auto*... s) {
+      const auto element = [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
+        const Bits x = g[i] & zero;
+        p[i] ^= x;
+        ((s[i] ^= x), ...);
+      };
+      for_each(tile.size, tile.prefetch, element, p, g, s...);
+    };
+    loop(reinterpret_cast<Bits*>(tile.param), reinterpret_cast<const Bits*>(tile.grad),
+         reinterpret_cast<Bits*>(tile.states[k])...);
+  }(std::make_index_sequence<kStates>());
+}
+
+}  // namespace
+}  // namespace gradstep::cpu

@@ -1,0 +1,203 @@
+#include "step.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "../core/portable.h"
+#include "run.h"
+
+namespace gradstep::cpu {
+namespace {
+
+// torch's clip_grad_norm_: NaN for a NaN norm.
+double clip_factor(double limit, double norm) {
+  const double factor = limit / (norm + 1e-6);
+  return factor > 1 ? 1 : factor;
+}
+
+double squares_for_clipping(const Settings& settings, const Sums& sums, bool counted) {
+  return sums.at[counted && !sums_gradient_apart(settings) ? kCameSquares : kGradSquares];
+}
+
+// How long the gradient shall be, beside clipping: LARS and NovoGrad.
+void adapt(const StepItem& item, double grad_norm, const Sums& sums, Factors& factors) {
+  const Settings& settings = *item.settings;
+  if (settings.adaptation == Adaptation::kLars) {
+    const double param_norm = std::sqrt(sums.at[kParamSquares]);
+    if (param_norm == 0 || grad_norm == 0) return;
+    const bool coupled = settings.decay == Decay::kCoupled;
+    const double decay = coupled ? settings.weight_decay : 0;
+    const double rate = settings.coefficient * param_norm / (grad_norm + decay * param_norm + settings.adaptation_eps);
+    if (coupled) factors.decayed = rate;
+    else factors.gradient *= rate;
+  } else if (settings.adaptation == Adaptation::kNovograd) {
+    double& v = *item.norm_state;
+    const double squared = grad_norm * grad_norm;
+    v = item.moment.step == 1 ? squared : settings.norm_beta * v + (1 - settings.norm_beta) * squared;
+    factors.gradient *= 1 / (std::sqrt(v) + settings.adaptation_eps);
+  }
+}
+
+double trust_ratio(const Settings& settings, const Sums& sums) {
+  const double param = std::sqrt(sums.at[kParamSquares]), update = std::sqrt(sums.at[kUpdateSquares]);
+  if (param == 0 || update == 0) return 1;
+  const double ratio = settings.lr() * param / update;
+  return ratio < settings.trust_low ? settings.trust_low : ratio > settings.trust_high ? settings.trust_high : ratio;
+}
+
+double cautious_factor(const Sweep& sweep, const Sums& sums) {
+  const auto size = static_cast<double>(sweep.size);
+  return size / std::max(sums.at[kAgreeing], size / 1000);
+}
+
+}  // namespace
+
+// The weights of the gradients, with the scale of the settings in them: `n_gradients` for each settings, in the order of items.
+void Step::prepare_weights(const std::vector<StepItem>& items, const StepOptions& options) {
+  weights_.clear();
+  const Settings* last = nullptr;
+  for (const StepItem& item : items) {
+    if (item.settings == last) continue;
+    last = item.settings;
+    for (int i = 0; i < options.n_gradients; ++i) weights_.push_back((options.weights ? options.weights[i] : 1) * last->scale);
+  }
+}
+
+const Pipeline& Step::pipeline(const StepItem& item, Purpose purpose, const Extras& extras) {
+  Moment moment = item.moment;
+  if (item.settings->noise == 0) moment.position = 0;
+  const bool by_row = item.sweep->row > 0;
+  for (const Latest& latest : latest_) {
+    if (latest.settings == item.settings && latest.moment == moment && latest.compute == item.sweep->compute &&
+        latest.by_row == by_row) {
+      return *latest.pipeline;
+    }
+  }
+  if (pipelines_used_ == pipelines_.size()) pipelines_.emplace_back();
+  Pipeline& made = pipelines_[pipelines_used_++];
+  make_pipeline(*item.settings, moment, item.sweep->compute, *item.sweep, purpose, extras, made);
+  // A few of the latest will do: most tensors share settings and step with the ones before.
+  const Latest now{item.settings, moment, item.sweep->compute, by_row, &made};
+  if (latest_.size() < 4) latest_.insert(latest_.begin(), now);
+  else latest_[pipelines_used_ % 4] = now;
+  return made;
+}
+
+// One sweep over the chosen items. `sums`, if there are to be any, gets those of each.
+void Step::sweep(const std::vector<StepItem>& items, const StepOptions& options, Purpose purpose, bool stats, Choose choose,
+                 std::vector<Sums>* sums) {
+  works_.clear();
+  chosen_.clear();
+  latest_.clear();
+  Extras extras;
+  extras.count_gradient = stats && (purpose == Purpose::kNorms || purpose == Purpose::kUpdate);
+  extras.sum_update = options.stats && purpose == Purpose::kUpdate;
+  extras.zero_gradient = options.zero_gradient;
+  extras.several_gradients = options.weights != nullptr;
+  std::size_t blocks = 0, weights = 0;
+  const Settings* last = nullptr;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    if (items[i].settings != last) {
+      if (last) weights += static_cast<std::size_t>(options.n_gradients);
+      last = items[i].settings;
+    }
+    if (choose && !choose(items[i])) continue;
+    extras.weights = weights_.data() + weights;
+    extras.has_factors = options.clip_norm != kNoLimit || items[i].settings->wants_gradient_norms();
+    works_.push_back({items[i].sweep, &pipeline(items[i], purpose, extras), factors_[i], nullptr});
+    chosen_.push_back(i);
+    blocks += static_cast<std::size_t>((items[i].sweep->size + items[i].sweep->block() - 1) / items[i].sweep->block());
+  }
+  if (!sums) return cpu::run(works_);
+
+  blocks_.assign(blocks, {});
+  std::size_t at = 0;
+  for (Work& work : works_) {
+    work.sums = blocks_.data() + at;
+    at += static_cast<std::size_t>((work.sweep->size + work.sweep->block() - 1) / work.sweep->block());
+  }
+  cpu::run(works_);
+  sums->assign(items.size(), {});
+  at = 0;
+  for (std::size_t w = 0; w < works_.size(); ++w) {
+    const std::size_t end = w + 1 < works_.size() ? static_cast<std::size_t>(works_[w + 1].sums - blocks_.data()) : blocks;
+    for (; at < end; ++at) (*sums)[chosen_[w]].add(blocks_[at]);
+  }
+}
+
+Outcome Step::run(std::vector<StepItem>& items, const StepOptions& options) {
+  Outcome outcome;
+  const FloatEnvironment environment(false);  // constants are rounded to nearest, whatever the caller's mode
+  pipelines_used_ = 0;
+  factors_.assign(items.size(), {});
+  prepare_weights(items, options);
+  const auto any = [&](auto&& holds) { return std::any_of(items.begin(), items.end(), holds); };
+
+  // The norm of a gradient says whether it is finite, but for squares that are not, and elements that a stage hides.
+  const bool clips = options.clip_norm != kNoLimit;
+  const bool norms = clips || options.checks || any([](const StepItem& item) { return item.settings->wants_gradient_norms(); });
+  const bool counts = options.stats || (options.checks && any([](const StepItem& item) {
+                                          return item.sweep->compute == Format::kFloat64 || sums_gradient_apart(*item.settings);
+                                        }));
+  std::vector<Sums> came, sums;
+  if (norms) {
+    const Choose some = [](const StepItem& item) { return item.settings->wants_gradient_norms(); };
+    sweep(items, options, Purpose::kNorms, counts, clips || options.checks || options.stats ? nullptr : some, &came);
+    for (std::size_t i = 0; options.checks && i < items.size() && !outcome.skipped(); ++i) {
+      const bool finite = counts ? came[i].at[kNans] + came[i].at[kInfs] == 0 : std::isfinite(came[i].at[kGradSquares]);
+      if (!finite) outcome.nonfinite = i;
+    }
+  }
+  if (options.stats) outcome.seen.resize(items.size());
+  const auto keep_came = [&] {
+    for (std::size_t i = 0; i < outcome.seen.size() && norms; ++i) outcome.seen[i].sums = came[i];
+  };
+  if (outcome.skipped()) {
+    if (options.zero_skipped) sweep(items, options, Purpose::kZero, false, nullptr, nullptr);
+    keep_came();
+    if (options.stats) {
+      sweep(items, options, Purpose::kParams, false, nullptr, &sums);
+      for (std::size_t i = 0; i < items.size(); ++i) outcome.seen[i].sums.at[kParamSquares] = sums[i].at[kParamSquares];
+    }
+    return outcome;
+  }
+
+  if (norms) {
+    double total = 0;
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      const Settings& settings = *items[i].settings;
+      const double squares = squares_for_clipping(settings, came[i], counts);
+      double& factor = factors_[i].gradient;
+      if (settings.clip_norm != kNoLimit) factor = clip_factor(settings.clip_norm, std::sqrt(squares));
+      total += factor * factor * squares;
+    }
+    if (clips) outcome.clip_factor = clip_factor(options.clip_norm, std::sqrt(total));
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      factors_[i].gradient *= outcome.clip_factor;
+      if (options.stats) outcome.seen[i].clip_factor = factors_[i].gradient;
+      const double norm = factors_[i].gradient * std::sqrt(squares_for_clipping(*items[i].settings, came[i], counts));
+      adapt(items[i], norm, came[i], factors_[i]);
+    }
+  }
+  const Choose is_cautious = [](const StepItem& item) { return item.settings->cautious; };
+  if (any([&](const StepItem& item) { return is_cautious(item); })) {
+    sweep(items, options, Purpose::kAgreement, false, is_cautious, &sums);
+    for (const std::size_t i : chosen_) factors_[i].cautious = cautious_factor(*items[i].sweep, sums[i]);
+  }
+  const Choose is_trusted = [](const StepItem& item) { return item.settings->trust_ratio; };
+  if (any([&](const StepItem& item) { return is_trusted(item); })) {
+    sweep(items, options, Purpose::kTrust, false, is_trusted, &sums);
+    for (const std::size_t i : chosen_) factors_[i].trust = trust_ratio(*items[i].settings, sums[i]);
+  }
+
+  sweep(items, options, Purpose::kUpdate, options.stats && !norms, nullptr, options.stats ? &sums : nullptr);
+  keep_came();
+  for (std::size_t i = 0; i < outcome.seen.size(); ++i) {
+    Sums& seen = outcome.seen[i].sums;
+    for (const Sum sum : {kParamSquares, kUpdateSquares, kRuleGradSquares}) seen.at[sum] = sums[i].at[sum];
+    if (!norms) seen = sums[i];
+  }
+  return outcome;
+}
+
+}  // namespace gradstep::cpu

@@ -1,0 +1,140 @@
+#include "alone.h"
+
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "../core/portable.h"
+#include "../cpu/pipeline.h"
+#include "../cpu/run.h"
+#include "entry.h"
+#include "gil.h"
+
+namespace gradstep::python {
+namespace py = pybind11;
+namespace {
+
+// Arrays on their way into a sweep, checked as they are added.
+class Batch {
+ public:
+  explicit Batch(const char* function) : function_(function) {}
+
+  // Adds operands of one shape, the first of which is called `name`.
+  void add(const std::vector<PyObject*>& objects, const Roles& roles, const std::string& name) {
+    std::vector<View> views(objects.size());
+    try {
+      for (std::size_t k = 0; k < objects.size(); ++k) {
+        holds_.object(objects[k]);
+        read(objects[k], views[k], holds_);
+      }
+      entries_.emplace_back().update(views.data(), roles, objects.data());
+    } catch (Problem& problem) {
+      refuse(name, problem);
+    } catch (OperandProblem& problem) {
+      refuse(name, problem.problem);
+    }
+    for (std::size_t k = 0; k < objects.size(); ++k) {
+      if (roles.is_output(static_cast<int>(k)) && is_tensor(objects[k])) changed_.append(py::handle(objects[k]));
+    }
+  }
+
+  // Runs `make_pipeline(compute, pipeline)`'s pipelines over all of them. Returns the sums, if there are to be any.
+  template <class MakePipeline>
+  Sums run(MakePipeline make_pipeline, double factor, bool sums) {
+    Pipeline pipelines[2];
+    make_pipeline(Format::kFloat32, pipelines[0]);
+    make_pipeline(Format::kFloat64, pipelines[1]);
+    std::vector<Work> works;
+    std::size_t n_blocks = 0;
+    for (const Entry& entry : entries_) {
+      const Sweep& sweep = entry.sweep();
+      works.push_back({&sweep, &pipelines[sweep.compute == Format::kFloat64], {}, nullptr});
+      works.back().factors.gradient = factor;
+      n_blocks += static_cast<std::size_t>((sweep.size + kSumBlock - 1) / kSumBlock);
+    }
+    std::vector<Sums> blocks(sums ? n_blocks : 0);
+    std::size_t at = 0;
+    for (Work& work : works) {
+      if (sums) work.sums = blocks.data() + at;
+      at += static_cast<std::size_t>((work.sweep->size + kSumBlock - 1) / kSumBlock);
+    }
+    without_gil([&] { cpu::run(works); });
+    if (changed_.size() > 0) bump_versions(changed_);
+
+    Sums total;
+    at = 0;
+    for (const Work& work : works) {
+      Sums of_one;
+      for (const std::size_t end = at + static_cast<std::size_t>((work.sweep->size + kSumBlock - 1) / kSumBlock);
+           sums && at < end; ++at) {
+        of_one.add(blocks[at]);
+      }
+      total.add(of_one);
+    }
+    return total;
+  }
+
+ private:
+  [[noreturn]] void refuse(const std::string& name, const Problem& problem) const {
+    py::set_error(problem.type, (std::string(function_) + ": " + name + " " + problem.text).c_str());
+    throw py::error_already_set();
+  }
+
+  const char* function_;
+  Holds holds_;
+  std::deque<Entry> entries_;
+  py::list changed_;
+};
+
+auto pipeline_of(cpu::Loop loop, int operands, bool writes) {
+  return [=](Format compute, Pipeline& pipeline) { cpu::make_loop_pipeline(loop, operands, writes, compute, pipeline); };
+}
+
+}  // namespace
+
+void touch(const py::list& outputs, const py::list& inputs) {
+  const auto n = static_cast<int>(outputs.size()) + 1;
+  if (outputs.empty() || n > 2 + kMaxStates || inputs.size() != 1) {
+    throw py::value_error("touch: takes up to 5 outputs and 1 input");
+  }
+  std::vector<PyObject*> objects{outputs[0].ptr(), inputs[0].ptr()};
+  for (int k = 2; k < n; ++k) objects.push_back(outputs[static_cast<std::size_t>(k - 1)].ptr());
+  Roles roles;
+  roles.n_states = n - 2;
+  Batch batch("touch");
+  batch.add(objects, roles, "an array");
+  batch.run([&](Format compute, Pipeline& pipeline) { cpu::make_touch_pipeline(n - 2, compute, pipeline); }, 1, false);
+}
+
+double sum_of_squares(const py::list& arrays, const char* function, const char* name) {
+  Batch batch(function);
+  Roles roles;
+  roles.reads_only = true;
+  for (std::size_t i = 0; i < arrays.size(); ++i) {
+    PyObject* array = arrays[i].ptr();
+    batch.add({array, array}, roles, std::string(name) + "[" + std::to_string(i) + "]");
+  }
+  return batch.run(pipeline_of(cpu::Loop::kSumParam, 1, false), 1, true).at[kParamSquares];
+}
+
+void scale(const py::list& arrays, double factor, const char* function, const char* name) {
+  Batch batch(function);
+  for (std::size_t i = 0; i < arrays.size(); ++i) {
+    PyObject* array = arrays[i].ptr();
+    batch.add({array, array}, {}, std::string(name) + "[" + std::to_string(i) + "]");
+  }
+  batch.run(pipeline_of(cpu::Loop::kScale, 1, true), factor, false);
+}
+
+void swap(const py::list& ones, const py::list& others, const char* function) {
+  Batch batch(function);
+  Roles roles;
+  roles.n_states = 1;
+  for (std::size_t i = 0; i < ones.size(); ++i) {
+    PyObject* one = ones[i].ptr();
+    batch.add({one, one, others[i].ptr()}, roles, "array " + std::to_string(i));
+  }
+  batch.run(pipeline_of(cpu::Loop::kSwap, 3, true), 1, false);
+}
+
+}  // namespace gradstep::python

@@ -1,0 +1,80 @@
+"""Clipping by the norm of all gradients, in the place of torch's function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from gradstep import _core
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def clip_grad_norm_(
+    parameters: torch.Tensor | Iterable[torch.Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> torch.Tensor:
+    """Scale the gradients of parameters in place so that the norm of all of them together is at most `max_norm`.
+
+    .. code-block:: text
+
+        g <- g min(max_norm / (norm + 1e-6), 1)
+
+    `torch.nn.utils.clip_grad_norm_`, in one sweep for the norm, in double, and one for the gradients if they are too long. The
+    optimizers' option `clip_norm` saves the second. Other norms than the Euclidean, and gradients that are not dense float32 or
+    float64 tensors on the CPU, are left to torch's function.
+
+    Args:
+        parameters: tensors whose ``grad`` is clipped; those without one are passed over.
+        max_norm: the largest norm.
+        norm_type: the p of the norm.
+        error_if_nonfinite: raise for a norm that is infinite or NaN. Otherwise gradients become zero or NaN.
+        foreach: for torch's function, where that is called.
+
+    Returns:
+        The norm before, a tensor of one element, of the dtype of the gradients.
+
+    Raises:
+        RuntimeError: see `error_if_nonfinite`. Nothing has been written then.
+
+    Example:
+        >>> import torch, gradstep.torch
+        >>> w = torch.nn.Parameter(torch.zeros(2))
+        >>> w.grad = torch.tensor([3.0, 4.0])
+        >>> gradstep.torch.clip_grad_norm_([w], 1.0)
+        tensor(5.)
+        >>> w.grad
+        tensor([0.6000, 0.8000])
+
+    References:
+        `torch.nn.utils.clip_grad_norm_`.
+    """
+    params = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+    grads = [param.grad for param in params if param.grad is not None]
+    if not grads or float(norm_type) != 2.0 or not all(map(_is_plain, grads)):
+        return torch.nn.utils.clip_grad_norm_(params, max_norm, norm_type, error_if_nonfinite, foreach)
+    norm = math.sqrt(_core.sum_of_squares(grads, "clip_grad_norm_", "gradients"))
+    if error_if_nonfinite and not math.isfinite(norm):
+        raise RuntimeError(
+            f"The total norm of order {float(norm_type)} for gradients from `parameters` is non-finite, so it cannot be clipped. "
+            "To disable this error and scale the gradients by the non-finite norm anyway, set `error_if_nonfinite=False`"
+        )
+    factor = float(max_norm) / (norm + 1e-6)
+    if not factor >= 1:
+        _core.scale(grads, factor, "clip_grad_norm_", "gradients")
+    dtype = torch.float64 if any(grad.dtype == torch.float64 for grad in grads) else torch.float32
+    return torch.tensor(norm, dtype=dtype)
+
+
+def _is_plain(grad: torch.Tensor) -> bool:
+    return (
+        type(grad) in _PLAIN
+        and grad.layout == torch.strided
+        and grad.device.type == "cpu"
+        and grad.dtype in (torch.float32, torch.float64)
+    )
