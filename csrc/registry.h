@@ -3,13 +3,15 @@
 
 #include "rules/adagrad.h"
 #include "rules/adam.h"
+#include "rules/lamb.h"
 #include "rules/lion.h"
+#include "rules/novograd.h"
 #include "rules/rmsprop.h"
 #include "rules/sgd.h"
 
 namespace gradstep {
 
 using Rules = List<Sgd, SgdMomentum<false>, SgdMomentum<true>, Adam<false>, Adam<true>, Lion, Adagrad, Rmsprop<false, false>,
-                   Rmsprop<true, false>, Rmsprop<false, true>, Rmsprop<true, true>>;
+                   Rmsprop<true, false>, Rmsprop<false, true>, Rmsprop<true, true>, Lamb, Novograd>;
 
 }  // namespace gradstep

@@ -236,11 +236,14 @@ class Builder {
     add(kernels_.direction[settings_.rule][!update][moment_.first]);
     if (purpose_ == Purpose::kAgreement) return add(Loop::kCountAgreeing);
     if (settings_.cautious) add(Loop::kCautious);
-    if (settings_.decay == Decay::kDecoupled) {
+    const auto decay = [&] {
+      if (settings_.decay != Decay::kDecoupled) return;
       add(Loop::kDecay, (settings_.independent_decay ? 1 : settings_.lr()) * settings_.weight_decay);
-    }
+    };
+    if (settings_.decay_in_ratio) decay();
     if (purpose_ == Purpose::kTrust) return add(Loop::kSumUpdate);
     if (settings_.trust_ratio) add(Loop::kTrust);
+    if (!settings_.decay_in_ratio) decay();
     if (extras_.sum_update) add(Loop::kSumUpdate);
     add(Loop::kApply);
   }

@@ -39,6 +39,7 @@ struct Settings {
   bool cautious = false;
   bool trust_ratio = false;
   double trust_low = 0, trust_high = kNoLimit;
+  bool decay_in_ratio = true;  // the update that the ratio looks at and scales has the decay in it
   std::vector<Stage> param_stages;                           // in order
   double group_lasso = 0, max_norm = kNoLimit;
   double lookahead_steps = 0, lookahead_alpha = 0;

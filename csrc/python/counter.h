@@ -13,6 +13,9 @@ class Number {
   // Whether there is a number at all.
   explicit operator bool() const { return dict_ != nullptr; }
 
+  // Whether it stands in an array, where it can be changed without a dict.
+  bool is_array() const { return data_ != nullptr; }
+
  protected:
   // Takes `object`, the item `name` of `dict`. Throws Problem if it is no number.
   double take(PyObject* dict, PyObject* name, PyObject* object, Holds& holds);

@@ -285,20 +285,22 @@ py::object Plan::step_arrays(const char* function, const py::handle& kernel, con
   const Conditions conditions = parse_conditions(given_conditions);
   add_group(kernel, conditions.options);
   const RuleInfo& rule = *groups_.back().rule;
-  if (groups_.back().roles.extras != 0 || groups_.back().settings.adaptation == cpu::Adaptation::kNovograd) {
-    raise(PyExc_TypeError, labels_.function + ": takes no stage that keeps arrays or numbers of its own");
+  if (groups_.back().roles.extras != 0) {
+    raise(PyExc_TypeError, labels_.function + ": takes no stage that keeps arrays of its own");
   }
-  if (states.size() != rule.states.size()) {
+  // A norm that is kept comes after the states.
+  const bool norm = groups_.back().settings.adaptation == cpu::Adaptation::kNovograd;
+  const int n = 2 + static_cast<int>(rule.states.size()), at_step = n + norm;
+  if (static_cast<int>(states.size()) != at_step - 2) {
     raise(PyExc_TypeError,
-          labels_.function + ": takes " + std::to_string(rule.states.size()) + " states, got " + std::to_string(states.size()));
+          labels_.function + ": takes " + std::to_string(at_step - 2) + " states, got " + std::to_string(states.size()));
   }
 
-  PyObject* given[kMaxOperands + 1] = {params.ptr(), grads.ptr()};
-  const int n = 2 + static_cast<int>(states.size());
-  for (int k = 2; k < n; ++k) given[k] = PyTuple_GET_ITEM(states.ptr(), k - 2);
-  given[n] = step.ptr();
+  PyObject* given[kMaxOperands + 2] = {params.ptr(), grads.ptr()};
+  for (int k = 2; k < at_step; ++k) given[k] = PyTuple_GET_ITEM(states.ptr(), k - 2);
+  given[at_step] = step.ptr();
 
-  const auto add = [&](std::size_t index, PyObject* const* operands, PyObject* number) {
+  const auto add = [&](std::size_t index, PyObject* const* operands, PyObject* number, PyObject* norm_state) {
     items_.push_back({index, 0, nullptr});
     Item& item = items_.back();
     std::copy_n(operands, n, item.operands);
@@ -308,28 +310,33 @@ py::object Plan::step_arrays(const char* function, const py::handle& kernel, con
       refuse(item, kStepCount, problem);
     }
     item.moment.first = rule.has_first && item.moment.step == 1;
+    item.moment.position = static_cast<std::int64_t>(index);
+    item.norm = norm_state;
     take(item);
   };
 
   const auto finish = [&]() -> py::object {
     const cpu::Outcome outcome = run(conditions);
     if (outcome.skipped() && conditions.raises) refuse_nonfinite(outcome);
+    for (const Item& item : items_) {
+      if (item.norm && !outcome.skipped()) item.norm_state.write(item.norm_squared);
+    }
     if (!conditions.options.checks) return py::none();
     return py::bool_(!outcome.skipped());
   };
 
   labels_.face = is_array(params.ptr()) ? Face::kArray : Face::kArrays;
   if (labels_.face == Face::kArray) {
-    add(0, given, given[n]);
+    add(0, given, given[at_step], norm ? given[n] : nullptr);
     return finish();
   }
 
   // Sequences: all of one length; a single step number serves all.
-  PyObject* lists[kMaxOperands + 1] = {};
+  PyObject* lists[kMaxOperands + 2] = {};
   const bool one_step = step.is_none() || (PyIndex_Check(step.ptr()) && !PySequence_Check(step.ptr()));
   const Item names{0, 0, nullptr};
-  for (int k = 0; k < (one_step ? n : n + 1); ++k) {
-    const int operand = k == n ? int{kStepCount} : k;
+  for (int k = 0; k < (one_step ? at_step : at_step + 1); ++k) {
+    const int operand = k == at_step ? int{kStepCount} : k == n ? int{kNormState} : k;
     const auto name = [&] {
       const std::string text = label(names, operand);
       return labels_.function + ": " + text.substr(0, text.find('['));
@@ -344,14 +351,15 @@ py::object Plan::step_arrays(const char* function, const py::handle& kernel, con
     holds_.take(lists[k]);
     if (PyTuple_GET_SIZE(lists[k]) != PyTuple_GET_SIZE(lists[0])) {
       raise(PyExc_ValueError, name() + " has " + std::to_string(PyTuple_GET_SIZE(lists[k])) +
-                                  (k == n ? " numbers" : " arrays") + ", params has " +
+                                  (k >= n ? " numbers" : " arrays") + ", params has " +
                                   std::to_string(PyTuple_GET_SIZE(lists[0])));
     }
   }
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(lists[0]); ++i) {
     PyObject* operands[kMaxOperands] = {};
     for (int k = 0; k < n; ++k) operands[k] = PyTuple_GET_ITEM(lists[k], i);
-    add(static_cast<std::size_t>(i), operands, one_step ? step.ptr() : PyTuple_GET_ITEM(lists[n], i));
+    add(static_cast<std::size_t>(i), operands, one_step ? step.ptr() : PyTuple_GET_ITEM(lists[at_step], i),
+        norm ? PyTuple_GET_ITEM(lists[n], i) : nullptr);
   }
   return finish();
 }
@@ -387,7 +395,11 @@ void Plan::take_numbers(Item& item) {
   if (item.step) moment.step = read(item.step_count, names().step, item.step, kStepCount) + 1;
   if (item.ema) moment.ema_count = read(item.ema_count, names().ema_count, item.ema, kEmaCount) + 1;
   if (item.swa) moment.swa_count = read(item.swa_count, names().swa_count, item.swa, kSwaCount) + 1;
-  if (item.norm) item.norm_squared = read(item.norm_state, names().norm, item.norm, kNormState);
+  if (item.norm) {
+    item.norm_squared = read(item.norm_state, names().norm, item.norm, kNormState);
+    if (!item.dict && !item.fresh && !item.norm_state.is_array())
+      refuse(item, kNormState, {PyExc_TypeError, "must be an array of one number"});
+  }
   moment.first = moment.first || (item.step && moment.step == 1 && group_of(item).rule->has_first);
 }
 

@@ -98,12 +98,14 @@ std::vector<StageInfo> make_stages() {
   all.push_back(
       {"independent_decay", weight_decay, [](Settings& s, const double* x) { set_decay(s, Decay::kDecoupled, x[0], true); }});
   all.push_back({"cautious", {}, [](Settings& s, const double*) { s.cautious = true; }});
-  all.push_back(
-      {"trust_ratio", {{"trust_ratio[0]", kNotNegative}, {"trust_ratio[1]", Range::kNumber}}, [](Settings& s, const double* x) {
-         s.trust_ratio = true;
-         s.trust_low = x[0];
-         s.trust_high = x[1];
-       }});
+  all.push_back({"trust_ratio",
+                 {{"trust_ratio[0]", kNotNegative}, {"trust_ratio[1]", Range::kNumber}, {"decay_in_ratio", kAny}},
+                 [](Settings& s, const double* x) {
+                   s.trust_ratio = true;
+                   s.trust_low = x[0];
+                   s.trust_high = x[1];
+                   s.decay_in_ratio = x[2] != 0;
+                 }});
   add_stages(all, ParamStages{}, []<class Stage>() -> void (*)(Settings&, const double*) {
     return [](Settings& s, const double* x) {
       s.param_stages.push_back({index_in<Stage>(ParamStages{}), {x, x + Stage::fields.size()}});

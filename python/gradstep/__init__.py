@@ -14,14 +14,36 @@ array([0.899, 0.999, 1.099], dtype=float32)
 from gradstep import config, schedules
 from gradstep._core import __version__
 from gradstep.norms import clip_grad_norm_, global_norm
-from gradstep.rules import SGD, Adagrad, Adam, AdamW, Lion, RMSprop, adagrad_, adam_, adamw_, lion_, rmsprop_, sgd_
+from gradstep.rules import (
+    LAMB,
+    LARS,
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    Lion,
+    NovoGrad,
+    RMSprop,
+    adagrad_,
+    adam_,
+    adamw_,
+    lamb_,
+    lars_,
+    lion_,
+    novograd_,
+    rmsprop_,
+    sgd_,
+)
 
 __all__ = [
+    "LAMB",
+    "LARS",
     "SGD",
     "Adagrad",
     "Adam",
     "AdamW",
     "Lion",
+    "NovoGrad",
     "RMSprop",
     "__version__",
     "adagrad_",
@@ -30,7 +52,10 @@ __all__ = [
     "clip_grad_norm_",
     "config",
     "global_norm",
+    "lamb_",
+    "lars_",
     "lion_",
+    "novograd_",
     "rmsprop_",
     "schedules",
     "sgd_",

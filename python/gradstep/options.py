@@ -140,7 +140,7 @@ def _option_stages(settings: Mapping[str, Any], momentum: bool) -> Stages:
     trust = get("trust_ratio")
     if trust is not None and trust is not False:
         low, high = (0.0, math.inf) if trust is True else _ordered(settings, "trust_ratio")
-        stages.append(("trust_ratio", low, high))
+        stages.append(("trust_ratio", low, high, float(get("decay_in_ratio", True))))
     if get("l1") is not None or get("l2") is not None:
         stages.append(("elastic_net", _given(settings, "l1", 0.0), _given(settings, "l2", 0.0)))
     if get("bounds") is not None:
@@ -205,6 +205,7 @@ def of_function(
     grad_scale: float,
     momentum: bool = True,
     steps: bool = True,
+    more: Mapping[str, Any] | None = None,
 ) -> tuple[Stages, Conditions | None]:
     """Return the stages and conditions of a call of a function; the names of errors begin with `function`.
 
@@ -213,9 +214,10 @@ def of_function(
         options: keywords that it got beside its own.
         maximize, weight_decay, decay, grad_scale, momentum: see `make_stages`.
         steps: whether the function is told the number of the step, as noise needs.
+        more: options, those of `options` and others that the rule adds.
     """
     settings = {"maximize": maximize, "weight_decay": weight_decay}
-    if not options:
+    if not options and not more:
         return make_stages(settings, decay=decay, grad_scale=grad_scale), None
     unknown = [name for name in options if name not in StepOptions.__annotations__]
     if unknown:
@@ -223,7 +225,7 @@ def of_function(
     try:
         if options.get("noise") is not None and not steps:
             raise TypeError("noise needs the number of the step")
-        stages = make_stages({**settings, **options}, decay=decay, grad_scale=grad_scale, momentum=momentum)
+        stages = make_stages({**settings, **(more or options)}, decay=decay, grad_scale=grad_scale, momentum=momentum)
         return stages, make_conditions(options)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{function}: {error}") from None

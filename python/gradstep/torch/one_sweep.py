@@ -209,10 +209,8 @@ def _check(optimizer: OneSweep, group: Mapping[str, Any]) -> None:
     of_all = sorted(_OF_ALL.keys() & group.keys())
     if of_all:
         raise TypeError(f"{type(optimizer).__name__}: {of_all[0]} holds for all groups together: the constructor takes it")
-    kernel = _kernel(optimizer, group)
-    if kernel.stages:
-        plan = _core.Plan(type(optimizer).__name__, _core.Face.torch)
-        plan.step([], None, [], {}, [(0, kernel)], optimizer._make_state)
+    plan = _core.Plan(type(optimizer).__name__, _core.Face.torch)
+    plan.step([], None, [], {}, [(0, _kernel(optimizer, group))], optimizer._make_state)
 
 
 def _new_plan(optimizer: OneSweep) -> _core.Plan:

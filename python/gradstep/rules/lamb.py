@@ -1,0 +1,186 @@
+"""LAMB: Adam with steps as long as the tensors that they move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from gradstep import _core
+from gradstep.kernel import Kernel, pair
+from gradstep.numpy import Optimizer
+from gradstep.options import Options, Stages, StepOptions, make_stages, of_function
+from gradstep.typing import Arrays, LearningRate, Params, Steps
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_LAMB = _core.rules["lamb"]
+
+
+def _kernel(
+    lr: float, betas: tuple[float, float], eps: float, bias_correction: bool, grad_averaging: bool, stages: Stages
+) -> Kernel:
+    values = (lr, *pair("betas", betas), eps, float(bias_correction), float(grad_averaging))
+    return Kernel(_LAMB, values, stages)
+
+
+def _trusting(options: Mapping[str, Any], weight_decay: float, always_adapt: bool, decay_in_ratio: bool) -> dict[str, Any]:
+    """Return the options with the trust ratio on, unless there is to be none."""
+    adapt = always_adapt or weight_decay != 0
+    return {"trust_ratio": adapt, **options, "decay_in_ratio": decay_in_ratio} if adapt else {**options, "trust_ratio": False}
+
+
+def lamb_(
+    param: Arrays,
+    grad: Arrays,
+    *,
+    exp_avg: Arrays,
+    exp_avg_sq: Arrays,
+    step: Steps,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-6,
+    weight_decay: float = 1e-2,
+    bias_correction: bool = True,
+    grad_averaging: bool = True,
+    always_adapt: bool = True,
+    decay_in_ratio: bool = True,
+    maximize: bool = False,
+    grad_scale: float = 1.0,
+    **options: Unpack[StepOptions],
+) -> bool | None:
+    r"""Update parameters in place by one step of LAMB.
+
+    .. code-block:: text
+
+        m <- beta1 m + (1 - beta1) g                     (g is -g, if maximize)
+        v <- beta2 v + (1 - beta2) g^2
+        u  = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay p
+        r  = norm(p) / norm(u)                           1 where either is 0; norms of the whole tensor
+        p <- p - lr r u
+
+    This is the paper's form, with the identity for its phi. The others:
+
+    * Apex: ``clip_norm=1.0, always_adapt=False``;
+    * NVIDIA's NVLAMB: ``clip_norm=1.0``;
+    * DeepSpeed limits the ratio: ``trust_ratio=(0.01, 10)`` (and corrects the bias outside of it, which is not offered here);
+    * optax: the default; Keras: ``decay_in_ratio=False``.
+
+    Args:
+        param: array of any shape, or a sequence of arrays; float32 or float64. Updated in place.
+        grad: like `param`, of the same shape and dtype. Never written.
+        exp_avg: m, like `param`; zeros before step 1. Updated in place.
+        exp_avg_sq: v, like `param`; zeros before step 1. Updated in place.
+        step: t, the number of this step, from 1; an int, or one for each array.
+        lr: learning rate: the length of the step, in units of the tensor's.
+        betas: decay rates of m and v a step, each in [0, 1).
+        eps: added to the root of the corrected v.
+        weight_decay: the share of p that decays a step, in units of `lr`.
+        bias_correction: divide m and v by 1 - beta^t.
+        grad_averaging: the factor 1 - beta1 of g in m; without it 1.
+        always_adapt: use the ratio without weight decay, too.
+        decay_in_ratio: the decay is part of the update that the ratio looks at and scales; otherwise it stands beside.
+        maximize: follow the gradient instead of descending along it.
+        grad_scale: number that the gradient is multiplied by on its way into the update.
+        options: what happens around the rule: see `gradstep.options.StepOptions`. `trust_ratio` may limit the ratio.
+
+    Returns:
+        None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
+
+    Raises:
+        TypeError: for dtypes other than float32 and float64, or different ones within a parameter.
+        ValueError: for settings out of range, different shapes or lengths, read-only, misaligned or overlapping memory. Nothing
+            has been written then.
+
+    Example:
+        >>> import gradstep, numpy as np
+        >>> p, m, v = np.array([3.0, 4.0]), np.zeros(2), np.zeros(2)
+        >>> gradstep.lamb_(p, np.array([0.5, -0.5]), exp_avg=m, exp_avg_sq=v, step=1, lr=0.1, weight_decay=0.0)
+        >>> p.round(6)  # a step of 0.1 times the length of p, which is 5
+        array([2.646447, 4.353553])
+
+    References:
+        You et al., arXiv:1904.00962, Algorithm 2; `apex.optimizers.FusedLAMB`; `optax.lamb`.
+    """
+    stages, conditions = of_function(
+        "lamb_",
+        options,
+        maximize=maximize,
+        weight_decay=weight_decay,
+        decay="decoupled",
+        grad_scale=grad_scale,
+        more=_trusting(options, weight_decay, always_adapt, decay_in_ratio),
+    )
+    return _core.update(
+        "lamb_",
+        _kernel(lr, betas, eps, bias_correction, grad_averaging, stages),
+        param,
+        grad,
+        (exp_avg, exp_avg_sq),
+        step,
+        conditions,
+    )
+
+
+class LAMB(Optimizer):
+    """LAMB for NumPy loops. Formula and settings: see `lamb_`.
+
+    Args:
+        params: an array, a sequence of arrays, a dict of names to arrays, or a list of groups: dicts with `params` in any of
+            these forms and settings of their own.
+        lr: learning rate: a number, or a callable that takes the number of steps done and returns one.
+        betas, eps, weight_decay, bias_correction, grad_averaging, always_adapt, decay_in_ratio, maximize: see `lamb_`.
+        options: what happens around the rule: see `gradstep.options.Options`. `trust_ratio` may limit the ratio.
+
+    Raises:
+        TypeError: for parameters that are no arrays, unknown settings, settings of the wrong type.
+        ValueError: for settings out of range.
+
+    Example:
+        >>> import gradstep, numpy as np
+        >>> w = np.array([3.0, -2.0])
+        >>> opt = gradstep.LAMB(w, lr=lambda step: 0.1 / (1 + 0.05 * step), weight_decay=0.0)
+        >>> for _ in range(200):
+        ...     opt.step(2 * w)  # the gradient of sum(w^2)
+        >>> bool(np.abs(w).max() < 0.1)
+        True
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 1e-2,
+        *,
+        bias_correction: bool = True,
+        grad_averaging: bool = True,
+        always_adapt: bool = True,
+        decay_in_ratio: bool = True,
+        maximize: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "bias_correction": bias_correction,
+                "grad_averaging": grad_averaging,
+                "always_adapt": always_adapt,
+                "decay_in_ratio": decay_in_ratio,
+                "maximize": maximize,
+            },
+            options,
+        )
+
+    @staticmethod
+    def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
+        """Return the kernel for the settings of a group."""
+        get = settings.__getitem__
+        trusting = _trusting(settings, get("weight_decay"), get("always_adapt"), get("decay_in_ratio"))
+        stages = make_stages(trusting, decay="decoupled", grad_scale=grad_scale)
+        return _kernel(get("lr"), get("betas"), get("eps"), get("bias_correction"), get("grad_averaging"), stages)
