@@ -10,7 +10,7 @@ from .models import Shapes, gpt2, resnet50
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 4_000_000, 16_000_000, 32_000_000, 48_000_000, 64_000_000)
 
-KINDS = {"one": "one tensor", "many": "many small tensors", "model": "the shapes of a model"}
+KINDS = {"one": "one tensor", "matrix": "one matrix", "many": "many small tensors", "model": "the shapes of a model"}
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,10 @@ def one(size: int) -> Case:
 
 
 ONE = [one(size) for size in SIZES]
+MATRIX = Case("8000 x 4000", "matrix", ((8000, 4000),))
 MANY = [Case("500 x 64x64", "many", ((64, 64),) * 500), Case("2000 x 256", "many", ((256,),) * 2000)]
 MODELS = [Case("resnet50", "model", resnet50()), Case("gpt2", "model", gpt2())]
-CASES = [*ONE, *MANY, *MODELS]
+CASES = [*ONE, MATRIX, *MANY, *MODELS]
 
 
 def named(name: str) -> list[Case]:
@@ -47,7 +48,7 @@ def named(name: str) -> list[Case]:
     key = name.replace(" ", "")
     found = [case for case in CASES if key in (case.kind, case.name.replace(" ", ""))]
     if not found:
-        names = [*KINDS, *(case.name.replace(" ", "") for case in MANY + MODELS)]
+        names = [*KINDS, *(case.name.replace(" ", "") for case in (MATRIX, *MANY, *MODELS))]
         raise ValueError(f"there is no case {name!r}; there are {', '.join(names)} (and --size for one tensor)")
     return found
 

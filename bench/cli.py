@@ -16,7 +16,7 @@ from .plan import DTYPES
 from .plot import panels_of, plot
 from .problem import moved_bytes
 from .report import Reporter, make_reporter
-from .rules import RULES
+from .rules import RULES, STEPS, whole_steps
 from .session import Session
 
 __all__ = ["MisuseError", "add_arguments", "run"]
@@ -63,6 +63,12 @@ def _list(known: Mapping[str, Contender], reporter: Reporter) -> None:
     for rule in RULES.values():
         moved = moved_bytes(rule, 1, DTYPES["float32"])
         reporter.line(f"  {rule.name:<26} {rule.optimizer:<8} {moved:>3} bytes a float32 parameter")
+    reporter.line("chains, around AdamW")
+    for name in STEPS:
+        steps = whole_steps(name, [RULES["adamw"]])
+        about = ", ".join(step.chain.name or step.name for step in steps) if len(steps) > 1 else steps[0].about
+        moves = f"{moved_bytes(steps[0], 1, DTYPES['float32']):>3} bytes a float32 parameter" if len(steps) == 1 else ""
+        reporter.line(f"  {name:<26} {moves:<30} {about}")
     reporter.line("cases")
     for case in CASES:
         name, tensors = case.name.replace(" ", ""), len(case.shapes)

@@ -2,7 +2,7 @@
 
 A formula takes the parameter, the gradient, the states, the settings that it needs by name (`rest1` is 1 - beta1) and, in the
 Adam family, last the two bias corrections, 1 - beta^t. It returns what to subtract from the parameter, and the new states. It
-takes arrays; compiled by numba, numbers.
+takes arrays; compiled by numba, numbers (not LAMB's, which takes norms).
 """
 
 from __future__ import annotations
@@ -98,3 +98,29 @@ def rmsprop_momentum_centered(
     a = alpha * a + rest * g
     b = momentum * b + g / (np.sqrt(v - a * a) + eps)
     return lr * b, v, b, a
+
+
+def lamb(
+    p: Any, g: Any, m: Any, v: Any,
+    lr: Any, beta1: Any, rest1: Any, beta2: Any, rest2: Any, eps: Any, weight_decay: Any, correction1: Any, correction2: Any,
+) -> Any:  # fmt: skip
+    m = beta1 * m + rest1 * g
+    v = beta2 * v + rest2 * (g * g)
+    u = m / correction1 / (np.sqrt(v / correction2) + eps) + weight_decay * p
+    p_norm, u_norm = np.linalg.norm(p), np.linalg.norm(u)
+    return lr * (p_norm / u_norm if p_norm > 0 and u_norm > 0 else 1) * u, m, v
+
+
+def lamb_of_pytorch_optimizer(
+    p: Any, g: Any, m: Any, v: Any,
+    lr: Any, beta1: Any, rest1: Any, beta2: Any, rest2: Any, eps: Any, weight_decay: Any, correction1: Any, correction2: Any,
+) -> Any:  # fmt: skip
+    m = beta1 * m + rest1 * g
+    v = beta2 * v + rest2 * (g * g)
+    u = m / (np.sqrt(v) + eps) + weight_decay * p
+    del correction2  # it leaves v as it is
+    return lr / correction1 * min(np.linalg.norm(p), 10) / (np.linalg.norm(u) + eps) * u, m, v
+
+
+def norm(grads: Any) -> Any:
+    return np.sqrt(sum(np.vdot(g, g) for g in grads))

@@ -12,7 +12,7 @@ from typing import Any
 
 from gradstep import config
 
-_PACKAGES = ("gradstep", "numpy", "torch", "numba", "jax", "optax", "deepspeed")
+_PACKAGES = ("gradstep", "numpy", "torch", "numba", "jax", "optax", "deepspeed", "pytorch_optimizer")
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -66,8 +66,17 @@ def wait_for_quiet(longest: float = 0.1) -> None:
 
 
 def time_block(run: Run, calls: int) -> float:
-    """Return the seconds that `calls` steps take."""
-    step = run.step
+    """Return the seconds that `calls` steps take, without what comes before each."""
+    step, before = run.step, run.before
+    if before is not None:
+        seconds = 0.0
+        for _ in itertools.repeat(None, calls):
+            before()
+            start = time.perf_counter()
+            step()
+            run.finish()
+            seconds += time.perf_counter() - start
+        return seconds
     start = time.perf_counter()
     for _ in itertools.repeat(None, calls):
         step()
@@ -77,9 +86,10 @@ def time_block(run: Run, calls: int) -> float:
 
 def _calls_for(run: Run, block: float) -> tuple[int, float]:
     """Return how many calls last for `block` seconds, and how long they do."""
-    first = time_block(run, 1)
-    if first > _LONG * 5:
-        return 1, first
+    long = 5 * _LONG
+    # The first call may have compiled something.
+    if time_block(run, 1) > long and (second := time_block(run, 1)) > long:
+        return 1, second
     calls = 1
     while (seconds := time_block(run, calls)) < block:
         calls = max(2 * calls, math.ceil(1.1 * calls * block / max(seconds, 1e-9)))

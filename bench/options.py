@@ -17,13 +17,16 @@ from .cases import KINDS, Case, named, one, parse_size
 from .contenders import Contender, contenders
 from .measure import FULL, NORMAL, QUICK, Effort
 from .plan import DTYPES, Choice, Task, make_tasks
-from .rules import RULES
+from .rules import RULES, STEPS
 
 T = TypeVar("T")
 
 _PICTURES = (".png", ".svg", ".pdf")
 _DTYPES = {"f32": DTYPES["float32"], "f64": DTYPES["float64"], **DTYPES}
-_FILTERS = ("rule", "dtype", "size", "case", "threads", "contender", "isa")
+_FILTERS = ("rule", "chain", "dtype", "size", "case", "threads", "contender", "isa")
+
+
+_SHOWN = ("all", "full", "clip", "norm", "stats", "off", "each", "...")
 
 
 class MisuseError(Exception):
@@ -53,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="fewer and smaller cases, shorter measurements: some seconds")
     add("--full", action="store_true", help="everything, or all of what other options leave open: up to an hour")
     add("--rule", metavar="LIST", help=f"rules: {', '.join(RULES)}")
+    add("--chain", metavar="LIST", help=f"whole steps, with what stands around the rule, see --list: {', '.join(_SHOWN)}")
     add("--dtype", metavar="LIST", help="float32 (f32), float64 (f64)")
     add("--size", metavar="LIST", help="one tensor of so many elements: 1000, 1e5, 32M")
     add("--case", metavar="LIST", help=f"cases by kind ({', '.join(KINDS)}) or name, see --list")
@@ -137,6 +141,7 @@ def _tasks(options: argparse.Namespace) -> list[Task]:
     cases += [one(size) for size in _each(options.size, "--size", parse_size)]
     choice = Choice(
         rules=_pick(options.rule, "--rule", RULES),
+        chains=_pick(options.chain, "--chain", {name: name for name in STEPS}),
         dtypes=_pick(options.dtype, "--dtype", _DTYPES),
         cases=list(dict.fromkeys(cases)),
         threads=sorted(set(_each(options.threads, "--threads", _thread_count))),
@@ -167,6 +172,8 @@ def _check_files(options: argparse.Namespace, tasks: Iterable[Task]) -> None:
             raise MisuseError(f"there is no folder {path.parent}")
     if options.plot is None:
         return
+    if options.chain is not None:
+        raise MisuseError("--plot draws the steps of rules alone: leave --chain out")
     if options.plot.suffix not in _PICTURES:
         raise MisuseError(f"--plot: the name must end in {', '.join(_PICTURES)}, got {options.plot.name}")
     if importlib.util.find_spec("matplotlib") is None:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from . import machine
+from .chains import Chain
 from .report import Reporter
-from .rules import RULES
 from .session import Session, Skip
 from .tables import summary_table
 
@@ -21,7 +21,7 @@ def conclude(session: Session, reporter: Reporter) -> None:
         reporter.line("nothing was measured")
     else:
         reporter.table(summary_table(session.records))
-        notes = dict.fromkeys((record.contender, record.threads_note) for record in session.records if record.threads_note)
+        notes = dict.fromkeys((record.contender, record.note) for record in session.records if record.note)
         for contender, note in notes:
             reporter.line(f"* {contender}: {note}")
     for title, skips in (("FAILED", session.failures), ("left out", session.skips)):
@@ -48,16 +48,23 @@ def document(session: Session, arguments: Sequence[str], busy_cores: float | Non
         arguments: of the command.
         busy_cores: how many cores other programs kept busy when it began.
     """
+    names = {(record.rule, record.chain) for record in session.records}
+    measured = [task for task in session.order.tasks if (task.rule.name, task.rule.chain.name) in names]
     return {
-        "format": 1,
+        "format": 2,
         "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "gradstep", *arguments]),
         "machine": machine.machine() | {"busy_cores": busy_cores},
         "versions": machine.versions(),
         "config": machine.configuration(),
         "effort": dataclasses.asdict(session.order.effort),
-        "settings": {record.rule: RULES[record.rule].settings for record in session.records},
+        "settings": {task.rule.name: task.rule.settings for task in measured},
+        "chains": {task.rule.chain.name: _keywords(task.rule.chain) for task in measured if task.rule.chain},
         "records": [dataclasses.asdict(record) | {"spread": record.spread} for record in session.records],
         "failures": [dataclasses.asdict(skip) for skip in session.failures],
         "left_out": [dataclasses.asdict(skip) for skip in session.skips],
     }
+
+
+def _keywords(chain: Chain) -> dict[str, Any]:
+    return {"constructor": dict(chain.options), "step": dict(chain.call)}

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from .cases import CASES, MANY, Case, one
-from .rules import RULES, Rule
+from .cases import CASES, MANY, MATRIX, Case, one
+from .rules import RULES, Rule, whole_steps
 
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
 
 _QUICK_CASES = [one(1_000), one(100_000), one(1_000_000), *MANY]
 _NORMAL_CASES = [one(1_000), one(10_000), one(100_000), one(1_000_000), one(4_000_000), one(16_000_000), *MANY]
+_QUICK_WHOLE_CASES = [one(100_000), MANY[0]]
+_WHOLE_CASES = [MATRIX, MANY[0]]
 _FULL_RULE_CASES = [one(1_000), one(100_000), one(1_000_000), one(48_000_000)]
 
 
@@ -33,6 +35,8 @@ class Choice:
     """What was asked for; None for an axis that was left open."""
 
     rules: Sequence[Rule] | None = None
+    chains: Sequence[str] | None = None
+    """Names from `STEPS`."""
     dtypes: Sequence[np.dtype[Any]] | None = None
     cases: Sequence[Case] | None = None
     threads: Sequence[int] | None = None
@@ -54,12 +58,17 @@ def make_tasks(choice: Choice, available_threads: int) -> list[Task]:
     """Return the tasks for a choice.
 
     An axis that was left open takes its usual values (AdamW, float32, sizes up to 16 million and many small tensors, one thread
-    and all), or with `full` all values. Left open altogether, each other rule is added, on one tensor.
+    and all), or with `full` all values. Left open altogether, a whole step is added, and each other rule, on one tensor. Chains
+    have cases of their own: one large matrix, and many small tensors.
     """
     threads = tuple(choice.threads or (doubling(available_threads) if choice.full else sorted({1, available_threads})))
     dtypes = choice.dtypes or (list(DTYPES.values()) if choice.full else [DTYPES["float32"]])
     cases = choice.cases or (CASES if choice.full else _QUICK_CASES if choice.quick else _NORMAL_CASES)
     first, *others = RULES.values()
+    whole_cases = choice.cases or (_QUICK_WHOLE_CASES if choice.quick else _WHOLE_CASES)
+    if choice.chains:
+        steps = [step for name in choice.chains for step in whole_steps(name, choice.rules or [first])]
+        return [Task(step, dtype, case, threads) for step in steps for dtype in dtypes for case in whole_cases]
     if choice.rules:
         return [Task(rule, dtype, case, threads) for rule in choice.rules for dtype in dtypes for case in cases]
     tasks = [Task(first, dtype, case, threads) for dtype in dtypes for case in cases]
@@ -69,4 +78,8 @@ def make_tasks(choice: Choice, available_threads: int) -> list[Task]:
         rule_cases, rule_threads = choice.cases or _FULL_RULE_CASES, threads
     else:
         rule_cases, rule_threads = [one(100_000 if choice.quick else 8_000_000)], threads[-1:]
+        whole_cases = [MANY[0]]
+    names = ("all", "each") if choice.full else ("full",)
+    steps = [step for name in names for step in whole_steps(name, [first]) if step not in others]
+    tasks += [Task(step, dtype, case, rule_threads) for step in steps for dtype in dtypes for case in whole_cases]
     return tasks + [Task(rule, dtype, case, rule_threads) for rule in others for dtype in dtypes for case in rule_cases]

@@ -34,10 +34,10 @@ _ROOF = "#3d3d3d"
 
 
 def panels_of(records: Sequence[Record]) -> dict[Panel, list[Record]]:
-    """Return the records of one tensor, by rule, dtype and threads: those with the most sizes, if they are two at least."""
+    """Return the records of rules alone on one tensor, by rule, dtype and threads: those with the most sizes, if they are two at least."""
     panels: dict[Panel, list[Record]] = defaultdict(list)
     for record in records:
-        if record.kind == "one":
+        if record.kind == "one" and not record.chain and record.rule in RULES:
             panels[record.rule, record.dtype, record.threads].append(record)
     sizes = {panel: len({record.elements for record in members}) for panel, members in panels.items()}
     most = max(sizes.values(), default=0)

@@ -19,14 +19,16 @@ class Record:
 
     contender: str
     rule: str
+    chain: str
+    """What stands around the rule; empty: nothing."""
     dtype: str
     case: str
     kind: str
     tensors: int
     elements: int
     threads: int
-    threads_note: str
-    """Why the threads are not those."""
+    note: str
+    """How the contender departs from what was asked for: in threads, or in its formula."""
     blocks: int
     calls: int
     """In a block."""
@@ -34,7 +36,7 @@ class Record:
     quartiles: tuple[float, float]
     range: tuple[float, float]
     bytes: int
-    """That the rule has to move in a step."""
+    """That a step has to move, at least; for the loop without math, those that it moves: the rule's."""
     ns_per_parameter: float
     gb_per_s: float
     share_of_limit: float
@@ -45,6 +47,11 @@ class Record:
     """How many times faster each face of gradstep is."""
 
     @property
+    def label(self) -> str:
+        """Name of the rule, with that of the chain."""
+        return f"{self.rule} {self.chain}".rstrip()
+
+    @property
     def spread(self) -> float:
         """Half the distance between the quartiles, in medians."""
         return (self.quartiles[1] - self.quartiles[0]) / 2 / self.median
@@ -53,31 +60,35 @@ class Record:
 def make_records(task: Task, threads: int, measured: Mapping[Contender, Blocks]) -> list[Record]:
     """Return a record for each contender."""
     medians = {contender: float(np.median(blocks.seconds)) for contender, blocks in measured.items()}
-    moved = moved_bytes(task.rule, task.case.elements, task.dtype)
+    elements = task.case.elements
+    limit_bytes = elements * task.dtype.itemsize * (3 + 2 * len(task.rule.states))
+    limit = limit_bytes / medians[LIMIT]
     ours = [contender for contender in measured if contender.face]
     records = []
     for contender, blocks in measured.items():
+        moved = limit_bytes if contender is LIMIT else moved_bytes(task.rule, elements, task.dtype)
         lowest, first, median, third, highest = map(float, np.percentile(blocks.seconds, [0, 25, 50, 75, 100]))
         records.append(
             Record(
                 contender=contender.name,
                 rule=task.rule.name,
+                chain=task.rule.chain.name,
                 dtype=task.dtype.name,
                 case=task.case.name,
                 kind=task.case.kind,
                 tensors=len(task.case.shapes),
-                elements=task.case.elements,
+                elements=elements,
                 threads=threads,
-                threads_note=contender.threads_note(threads),
+                note=contender.note(task.rule, threads),
                 blocks=len(blocks.seconds),
                 calls=blocks.calls,
                 median=median,
                 quartiles=(first, third),
                 range=(lowest, highest),
                 bytes=moved,
-                ns_per_parameter=1e9 * median / task.case.elements,
+                ns_per_parameter=1e9 * median / elements,
                 gb_per_s=moved / median / 1e9,
-                share_of_limit=medians[LIMIT] / median,
+                share_of_limit=moved / median / limit,
                 peer=_peer(contender, ours),
                 speed_up={face.name: median / medians[face] for face in ours if face is not contender},
             )
@@ -88,5 +99,7 @@ def make_records(task: Task, threads: int, measured: Mapping[Contender, Blocks])
 def _peer(contender: Contender, ours: list[Contender]) -> str:
     if contender.face or contender is LIMIT or not ours:
         return ""
-    peers = [face.name for face in ours if face.face == contender.peer]  # one for each instruction set, the widest last
+    peers = [
+        face.name for face in ours if contender.peer in (face.name, face.face)
+    ]  # one for each instruction set, the widest last
     return (peers or [ours[0].name])[-1]

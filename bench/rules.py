@@ -1,16 +1,17 @@
-"""The rules that are measured: class, settings, states and formula of each."""
+"""The steps that are measured: class, settings, states and formula of each rule, and what stands around it."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gradstep
 
 from . import formulas
+from .chains import CHAINS, EACH, NO_CHAIN, Chain
 
 _CORRECTIONS = ["correction1", "correction2"]
 
@@ -24,15 +25,49 @@ class Rule:
 
     name: str
     optimizer: str
-    """Name of the class, in gradstep, gradstep.torch and torch.optim."""
+    """Name of the class, in gradstep, gradstep.torch and torch.optim; empty: there is none."""
     formula: Callable[..., Any]
     states: tuple[str, ...]
     settings: dict[str, Any]
     """Arguments of the class."""
+    again: int = 0
+    """How many arrays have to be read twice: a norm must be known before what it scales can be used."""
+    chain: Chain = NO_CHAIN
+    """What stands around it."""
+
+    @property
+    def about(self) -> str:
+        """What the step does besides the rule, in a line."""
+        return self.chain.about if self.chain else f"{self.name} alone"
+
+    @property
+    def label(self) -> str:
+        """The name, with that of the chain."""
+        return f"{self.name} {self.chain.name}".rstrip()
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of all arrays beside parameter and gradient: the states, and what the chain keeps."""
+        return (*self.states, *self.chain.states)
+
+    @property
+    def streams(self) -> int:
+        """How many arrays a step has to read or write, at least: parameter and states both, the gradient is read."""
+        return (3 + 2 * len(self.states) if self.optimizer else 0) + self.again + self.chain.streams
+
+    @property
+    def decoupled(self) -> bool:
+        """Whether its weight decay goes past the states."""
+        return self.optimizer in ("AdamW", "Lion", "LAMB")
+
+    def alone(self) -> Rule:
+        """Return the rule with nothing around it."""
+        return dataclasses.replace(self, chain=NO_CHAIN)
 
     def demanding(self) -> Rule:
         """Return the rule with settings that tell a right contender from a wrong one."""
-        return dataclasses.replace(self, settings={name: _DEMANDING.get(name, value) for name, value in self.settings.items()})
+        settings = {name: _DEMANDING.get(name, value) for name, value in self.settings.items()}
+        return dataclasses.replace(self, settings=settings, chain=self.chain.demanding())
 
     def function(self) -> tuple[Callable[..., None], dict[str, Any], bool]:
         """Return gradstep's function for the rule, its settings, and whether it takes the number of the step."""
@@ -93,5 +128,33 @@ RULES = {
             ("square_avg", "momentum_buffer", "grad_avg"),
             {**_CENTERED, "momentum": 0.9},
         ),
+        Rule(
+            "lamb",
+            "LAMB",
+            formulas.lamb,
+            ("exp_avg", "exp_avg_sq"),
+            {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 1e-2},
+            again=3,
+        ),
     )
 }
+
+NORM = Rule("norm", "", formulas.norm, (), {}, again=1)
+"""The norm of all gradients, and nothing else."""
+
+_FIXED = {"norm": NORM, "lamb": RULES["lamb"]}
+
+STEPS: dict[str, tuple[str, ...]] = {
+    **{name: (name,) for name in (*CHAINS, *_FIXED)},
+    "each": EACH,
+    "all": ("full", "clip", "norm", "stats", "off", "lamb"),
+}
+"""What stands for which whole steps."""
+
+
+def whole_steps(name: str, rules: Sequence[Rule]) -> list[Rule]:
+    """Return the steps that `name` of `STEPS` stands for, made of `rules` where they are not made of one of their own."""
+    steps: list[Rule] = []
+    for step in STEPS[name]:
+        steps += [_FIXED[step]] if step in _FIXED else [dataclasses.replace(rule, chain=CHAINS[step]) for rule in rules]
+    return steps

@@ -7,12 +7,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gradstep import config
 
 from .check import check
-from .contenders import LIMIT, Contender, Run, UnsupportedError
+from .contenders import LIMIT, Contender, Off, Run, UnsupportedError
 from .measure import alternate
 from .options import Order
 from .plan import Task
@@ -64,7 +64,7 @@ class Session:
                     self.reporter.show(records)
 
     def _measure_task(self, task: Task, done: int, total: int) -> Iterator[list[Record]]:
-        label = f"{task.rule.name} {task.dtype.name}, {task.case.name}"
+        label = f"{task.rule.label} {task.dtype.name}, {task.case.name}"
         self.reporter.progress(label, done, total)
         needed, available = memory_needed(task.rule, task.case.elements, task.dtype), memory_available()
         if needed > 0.9 * available:
@@ -74,14 +74,16 @@ class Session:
             return
         gc.collect()  # the last problem, should somebody's objects go round in circles
         gc.freeze()  # all that is loaded by now, so that the next time takes no time
-        runs = self._prepare(task)
+        problem = Problem(task.rule, task.case.shapes, task.dtype)
+        runs = self._prepare(task, problem)
         for i, threads in enumerate(task.threads):
             self.reporter.progress(f"{label}, {threads} thread{'s' * (threads > 1)}", done + i, total)
             ready = {contender: run for contender, run in runs.items() if self._has_threads(contender, task, threads)}
+            if task.rule.chain.writes_grads:
+                ready = {contender: run._replace(before=problem.refill_grads) for contender, run in ready.items()}
             yield make_records(task, threads, alternate(ready, self.order.effort))
 
-    def _prepare(self, task: Task) -> dict[Contender, Run]:
-        problem = Problem(task.rule, task.case.shapes, task.dtype)
+    def _prepare(self, task: Task, problem: Problem) -> dict[Contender, Run]:
         runs: dict[Contender, Run] = {LIMIT: LIMIT.prepare(problem)}
         for contender in self.order.contenders:
             if not self.order.patient and contender.slow_start(task.rule, task.case):
@@ -92,10 +94,14 @@ class Session:
                     runs[contender] = contender.prepare(problem)
                 except Exception as error:  # whatever somebody else's code may raise
                     self._fail(contender, task, error, case=task.case.name)
+                    continue
+                if task.rule.chain and contender.face and self._right(contender, replace(task, rule=task.rule.alone())):
+                    off = Off(contender)
+                    runs[off] = off.prepare(problem)
         return runs
 
     def _right(self, contender: Contender, task: Task) -> bool:
-        key = (contender.name, task.rule.name, task.dtype.name)
+        key = (contender.name, task.rule.label, task.dtype.name)
         if key not in self._verdicts:
             self._verdicts[key] = False
             try:
@@ -126,7 +132,7 @@ class Session:
         self._skip(self.failures, contender.name, task, f"failed: {text}", case)
 
     def _skip(self, where: list[Skip], contender: str, task: Task, reason: str, case: str = "") -> None:
-        skip = Skip(contender, task.rule.name, task.dtype.name, case, reason)
+        skip = Skip(contender, task.rule.label, task.dtype.name, case, reason)
         if skip not in where:
             where.append(skip)
 

@@ -37,13 +37,18 @@ def _ratio_text(ratio: float) -> str:
 
 
 def _name(record: Record) -> str:
-    return record.contender + "*" * bool(record.threads_note)
+    return record.contender + "*" * bool(record.note)
+
+
+def _gain(record: Record) -> str:
+    return _ratio_text(record.speed_up[record.peer]) if record.peer else ""
 
 
 def case_table(records: Sequence[Record]) -> Table:
     """Return all figures of one case."""
     first = records[0]
-    what = first.case if first.kind == "one" else f"{first.case}: {first.tensors:,} tensors, {first.elements:,}"
+    tensors, moved = f"{first.tensors:,} tensors, " * (first.tensors > 1), records[-1].bytes / first.elements
+    what = first.case if first.kind == "one" else f"{first.case}: {tensors}{first.elements:,}"
     rows = []
     for record in records:
         rows.append(
@@ -54,11 +59,11 @@ def case_table(records: Sequence[Record]) -> Table:
                 f"{record.ns_per_parameter:.3g}",
                 f"{record.gb_per_s:.1f}",
                 f"{100 * record.share_of_limit:.0f}%",
-                _ratio_text(record.speed_up[record.peer]) if record.peer else "",
+                _gain(record),
             )
         )
     return Table(
-        f"{first.rule}, {first.dtype}, {what} elements, {_threads_text(first.threads)}",
+        f"{first.label}, {first.dtype}, {what} elements, {_threads_text(first.threads)}, {moved:g} bytes a parameter",
         ("", "time a step", "spread", "ns/param", "GB/s", "of limit", "gradstep's gain"),
         rows,
         frozenset(i for i, record in enumerate(records) if record.contender.startswith("gradstep")),
@@ -69,27 +74,18 @@ def summary_table(records: Iterable[Record]) -> Table:
     """Return for each case the share of the machine's bandwidth, and the speed-up over each contender."""
     cases: dict[tuple[str, str, str, int], dict[str, Record]] = {}
     for record in records:
-        key = (record.rule, record.dtype, record.case, record.threads)
+        key = (record.label, record.dtype, record.case, record.threads)
         cases.setdefault(key, {})[record.contender] = record
-    others = list(dict.fromkeys(record.contender for case in cases.values() for record in case.values() if record.peer))
+    shown = [record for case in cases.values() for record in case.values() if record.contender != LIMIT.name]
     ours = list(
-        dict.fromkeys(
-            record.contender
-            for case in cases.values()
-            for record in case.values()
-            if not record.peer and record.contender != LIMIT.name
-        )
+        dict.fromkeys(record.contender for record in shown if record.contender.startswith("gradstep") and not record.peer)
     )
+    others = list(dict.fromkeys(record.contender for record in shown if record.contender not in ours))
     rows = []
-    for (rule, dtype, case, threads), by_name in cases.items():
+    for (label, dtype, case, threads), by_name in cases.items():
         shares = [f"{100 * by_name[name].share_of_limit:.0f}%" if name in by_name else "" for name in ours]
-        ratios = [
-            _ratio_text(by_name[name].speed_up[by_name[name].peer]) + "*" * bool(by_name[name].threads_note)
-            if name in by_name
-            else ""
-            for name in others
-        ]
-        rows.append((f"{rule} {dtype}, {case}", str(threads), *shares, *ratios))
+        ratios = [_gain(by_name[name]) + "*" * bool(by_name[name].note) if name in by_name else "" for name in others]
+        rows.append((f"{label} {dtype}, {case}", str(threads), *shares, *ratios))
     return Table(
         "Share of the limit that gradstep reaches, and how many times faster it is than others",
         ("", "threads", *ours, *others),

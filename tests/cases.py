@@ -22,16 +22,18 @@ class Case:
     function: Any
     reference: references.Reference
     optimizer: str
-    """Name of the class in `gradstep`, `gradstep.torch` and `torch.optim`."""
+    """Name of the class in `gradstep`, `gradstep.torch` and, if it has one of that name, `torch.optim`."""
     settings: dict[str, Any]
     states: tuple[str, ...]
+    numbers: tuple[str, ...] = ()
+    """States that are one number."""
     takes_step: bool = True
     initial: float = 0.0
     class_settings: dict[str, Any] = field(default_factory=dict)
     """Settings that only the classes have."""
 
     def start(self, shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
-        return {name: np.full(shape, self.initial, dtype) for name in self.states}
+        return {name: np.full(shape, self.initial, dtype) for name in self.states} | dict.fromkeys(self.numbers, 0.0)
 
     def call(self, p: Any, g: Any, states: dict[str, Any], step: Any, **more: Any) -> None:
         steps = {"step": step} if self.takes_step else {}
@@ -41,6 +43,16 @@ class Case:
 ADAM: dict[str, Any] = {"lr": 3e-3, "betas": (0.85, 0.97), "eps": 1e-6, "weight_decay": 0.07}
 LION: dict[str, Any] = {"lr": 3e-3, "betas": (0.85, 0.97), "weight_decay": 0.07}
 RMSPROP: dict[str, Any] = {"lr": 3e-3, "alpha": 0.93, "eps": 1e-6, "weight_decay": 0.07}
+LAMB: dict[str, Any] = {"lr": 3e-3, "betas": (0.85, 0.97), "eps": 1e-5, "weight_decay": 0.07}
+LARS: dict[str, Any] = {
+    "lr": 0.03,
+    "momentum": 0.85,
+    "dampening": 0.3,
+    "weight_decay": 0.07,
+    "trust_coefficient": 0.4,
+    "eps": 0.3,
+}
+NOVOGRAD: dict[str, Any] = {"lr": 3e-3, "betas": (0.85, 0.9), "eps": 0.01, "weight_decay": 0.07}
 MOMENTS = ("exp_avg", "exp_avg_sq")
 AMSGRAD = (*MOMENTS, "max_exp_avg_sq")
 
@@ -53,6 +65,9 @@ def _case(name: str, rule: str, function: Any, settings: dict[str, Any], states:
         "lion_": "Lion",
         "adagrad_": "Adagrad",
         "rmsprop_": "RMSprop",
+        "lamb_": "LAMB",
+        "lars_": "LARS",
+        "novograd_": "NovoGrad",
     }
     reference = getattr(references, function.__name__.rstrip("_"))
     return Case(name, rule, function, reference, optimizer[function.__name__], settings, states, **more)
@@ -117,6 +132,39 @@ CASES = [
         {**RMSPROP, "momentum": 0.85, "centered": True},
         ("square_avg", "momentum_buffer", "grad_avg"),
         takes_step=False,
+    ),
+]
+
+# Rules that look at norms of the whole tensor: an element depends on all others. See test_norm_rules.
+NORM_CASES = [
+    _case("lamb", "lamb", gradstep.lamb_, {**LAMB, "maximize": True}, MOMENTS),
+    _case("lamb without bias_correction", "lamb", gradstep.lamb_, {**LAMB, "bias_correction": False}, MOMENTS),
+    _case("lamb without grad_averaging", "lamb", gradstep.lamb_, {**LAMB, "grad_averaging": False}, MOMENTS),
+    _case("lamb without decay", "lamb", gradstep.lamb_, {**LAMB, "weight_decay": 0.0}, MOMENTS),
+    _case("lamb that does not adapt", "lamb", gradstep.lamb_, {**LAMB, "weight_decay": 0.0, "always_adapt": False}, MOMENTS),
+    _case("lamb that adapts for its decay", "lamb", gradstep.lamb_, {**LAMB, "always_adapt": False}, MOMENTS),
+    _case("lamb with decay beside", "lamb", gradstep.lamb_, {**LAMB, "decay_in_ratio": False}, MOMENTS),
+    _case("lamb with limits", "lamb", gradstep.lamb_, {**LAMB, "trust_ratio": (0.6, 0.95)}, MOMENTS),
+    _case("lars", "sgd_momentum", gradstep.lars_, {**LARS, "maximize": True}, ("momentum_buffer",)),
+    _case("lars_nesterov", "sgd_nesterov", gradstep.lars_, {**LARS, "dampening": 0.0, "nesterov": True}, ("momentum_buffer",)),
+    _case("lars_decoupled", "sgd_momentum", gradstep.lars_, {**LARS, "decay_mode": "decoupled"}, ("momentum_buffer",)),
+    _case("lars without decay", "sgd_momentum", gradstep.lars_, {**LARS, "weight_decay": 0.0}, ("momentum_buffer",)),
+    _case("novograd", "novograd", gradstep.novograd_, NOVOGRAD, ("exp_avg",), numbers=("grad_norm_sq",)),
+    _case(
+        "novograd_averaging",
+        "novograd",
+        gradstep.novograd_,
+        {**NOVOGRAD, "grad_averaging": True, "maximize": True},
+        ("exp_avg",),
+        numbers=("grad_norm_sq",),
+    ),
+    _case(
+        "novograd without decay",
+        "novograd",
+        gradstep.novograd_,
+        {**NOVOGRAD, "weight_decay": 0.0},
+        ("exp_avg",),
+        numbers=("grad_norm_sq",),
     ),
 ]
 

@@ -116,6 +116,8 @@ OFF: dict[str, Any] = {
     "decay_mode": None,
     "cautious": False,
     "trust_ratio": False,
+    "always_adapt": True,
+    "decay_in_ratio": True,
     "l1": 0.0,
     "l2": 0.0,
     "bounds": None,
@@ -206,6 +208,8 @@ class Tensor:
         self.o = o = SimpleNamespace(**{name: options.get(name, value) for name, value in OFF.items()})
         self.t = p.dtype.type
         self.lr = options["lr"]
+        if rule.adapts:
+            o.trust_ratio = (o.always_adapt or o.weight_decay != 0) and options.get("trust_ratio", True)
         by_row = o.agc is not None or o.centralize or o.group_lasso is not None or o.max_norm is not None
         self.tree = Tree(p, by_row, whole_is_row=o.agc is not None)
         s["step"] += 1
@@ -235,14 +239,23 @@ class Tensor:
 
     def clip(self, overall: float) -> None:
         """Norms, centralization, coupled decay: the gradient as the rule gets it."""
-        o = self.o
+        o, t = self.o, self.t
         self.factor *= overall
-        g = self.t(self.factor) * self.g
-        if o.centralize and g.ndim >= 2:
-            g = g - self.tree.spread(self.row_factors * self.factor * self.row_sums / max(1, self.tree.length), g)
-        self.clipped = g
         self.decay_mode = o.decay_mode or self.rule.decay_mode if o.weight_decay != 0 else None
-        self.g = coupled(self.p, g, o.weight_decay) if self.decay_mode == "coupled" else g
+        factor, factor_of_both = self.factor, 1.0
+        if self.rule.factor is not None:
+            norms = self.tree.norm(self.p), self.factor * math.sqrt(self.squares)
+            decay = o.weight_decay if self.decay_mode == "coupled" else 0.0
+            of_rule = self.rule.factor(self.s, self.s["step"], *norms, decay, **self.settings)
+            if self.rule.factor_of_decay and self.decay_mode == "coupled":
+                factor_of_both = of_rule
+            else:
+                factor *= of_rule
+        g = t(factor) * self.g
+        if o.centralize and g.ndim >= 2:
+            g = g - self.tree.spread(self.row_factors * factor * self.row_sums / max(1, self.tree.length), g)
+        self.clipped = g
+        self.g = t(factor_of_both) * coupled(self.p, g, o.weight_decay) if self.decay_mode == "coupled" else g
 
     def update(self) -> None:
         """Rule to trust ratio."""
@@ -251,12 +264,14 @@ class Tensor:
         if o.cautious:
             agree = ((u > 0) & (g > 0)) | ((u < 0) & (g < 0))
             u = np.where(agree, t(p.size / max(np.count_nonzero(agree), p.size / 1000)) * u, t(0)) if p.size else u
-        if self.decay_mode == "decoupled":
-            u = decoupled(p, u, lr * o.weight_decay)
-        elif self.decay_mode == "independent":
-            u = decoupled(p, u, o.weight_decay)
+        rates = {"decoupled": lr * o.weight_decay, "independent": o.weight_decay}
+        rate = rates.get(self.decay_mode)
+        if rate is not None and o.decay_in_ratio:
+            u = decoupled(p, u, rate)
         if o.trust_ratio is not False:
             u = t(trust_ratio(self.tree.norm(p), self.tree.norm(u), lr, o.trust_ratio)) * u
+        if rate is not None and not o.decay_in_ratio:
+            u = decoupled(p, u, rate)
         self.u = u
 
     def move(self) -> None:

@@ -20,12 +20,13 @@ from gradstep import _core, config
 from gradstep.__main__ import main
 from gradstep.bench import machine, measure, models, plan, problem, session, tables
 from gradstep.bench.cases import CASES, Case, named, one, parse_size
+from gradstep.bench.chains import CHAINS
 from gradstep.bench.check import check
-from gradstep.bench.contenders import LIMIT, Contender, Run, UnsupportedError, contenders
+from gradstep.bench.contenders import LIMIT, Contender, Off, Run, UnsupportedError, contenders
 from gradstep.bench.machine import busy_cores
 from gradstep.bench.options import Order, _contenders
 from gradstep.bench.report import PlainReporter
-from gradstep.bench.rules import RULES
+from gradstep.bench.rules import NORM, RULES, whole_steps
 
 FLOAT32, FLOAT64 = plan.DTYPES.values()
 TINY = ["bench", "--quick", "--size", "1000,3000", "--threads", "1", "--contender", "gradstep,numpy"]
@@ -42,6 +43,12 @@ def run(*arguments):
         return main([str(argument) for argument in arguments])
     except SystemExit as end:
         return end.code
+
+
+def whole(name, rule="adamw"):
+    """Return the whole step of that name."""
+    (step,) = whole_steps(name, [RULES[rule]])
+    return step
 
 
 # ---- cases --------------------------------------------------------------------------------------------------------------------
@@ -68,6 +75,15 @@ def test_rules_are_those_of_the_engine():
 def test_bytes_that_a_rule_moves():
     assert problem.moved_bytes(RULES["adamw"], 1000, FLOAT32) == 28_000
     assert problem.moved_bytes(RULES["sgd"], 1000, FLOAT64) == 24_000
+    assert problem.moved_bytes(RULES["lamb"], 1000, FLOAT32) == 40_000
+
+
+@pytest.mark.parametrize(
+    ("name", "moved"),
+    [("full", 44), ("clip", 32), ("stats", 28), ("off", 28), ("norm", 4), ("lamb", 40), ("ema", 36), ("zero", 32)],
+)
+def test_bytes_that_a_whole_step_moves(name, moved):
+    assert problem.moved_bytes(whole(name), 1000, FLOAT32) == 1000 * moved
 
 
 def test_tensors_of_a_problem_are_aligned_and_apart():
@@ -79,6 +95,23 @@ def test_tensors_of_a_problem_are_aligned_and_apart():
     assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
     assert all(tensor.any() for tensor in (*made.params, *made.grads))
     assert not any(tensor.any() for stream in made.states.values() for tensor in stream)
+
+
+def test_problem_of_a_chain_has_averages_and_scaled_gradients():
+    made = problem.Problem(whole("full", "sgd-momentum"), ((300,), (5, 7)), FLOAT32)
+    assert list(made.states) == ["momentum_buffer", "ema"]
+    assert 600 < np.abs(made.grads[0]).mean() < 1100
+    before = [grad.copy() for grad in made.grads]
+    for grad in made.grads:
+        grad.fill(0)
+    made.refill_grads()
+    assert all(np.array_equal(grad, old) for grad, old in zip(made.grads, before, strict=True))
+    alone = made.alone()
+    assert alone.rule == RULES["sgd-momentum"]
+    assert list(alone.states) == ["momentum_buffer"]
+    assert alone.params is made.params
+    made = problem.Problem(whole("lookahead", "sgd"), ((300,),), FLOAT64)
+    assert np.array_equal(made.states["slow"][0], made.params[0])
 
 
 @pytest.mark.parametrize(
@@ -99,18 +132,22 @@ def test_cases_by_kind_and_name():
 
 def test_tasks_by_default_are_adamw_and_one_case_of_each_other_rule():
     tasks = plan.make_tasks(plan.Choice(), 4)
-    adamw = [task for task in tasks if task.rule.name == "adamw"]
+    adamw = [task for task in tasks if task.rule.label == "adamw"]
     assert {task.dtype.name for task in tasks} == {"float32"}
     assert all(task.threads == (1, 4) for task in adamw)
     assert {task.case.kind for task in adamw} == {"one", "many"}
-    assert [task.rule.name for task in tasks if task not in adamw] == [name for name in RULES if name != "adamw"]
+    full, *others = (task for task in tasks if task not in adamw)
+    assert [task.rule.label for task in others] == [name for name in RULES if name != "adamw"]
+    assert (full.rule.label, full.case.name, full.threads) == ("adamw full", "500 x 64x64", (4,))
 
 
 def test_tasks_of_everything():
     tasks = plan.make_tasks(plan.Choice(full=True), 6)
     assert all(task.threads == (1, 2, 4, 6) for task in tasks)
-    assert {task.case for task in tasks if task.rule.name == "adamw"} == set(CASES)
-    assert {(task.rule.name, task.dtype.name) for task in tasks} == {(name, dtype) for name in RULES for dtype in plan.DTYPES}
+    assert {task.case for task in tasks if task.rule.label == "adamw"} == set(CASES)
+    labels = [*RULES, *(f"adamw {name}" for name in CHAINS), "norm"]
+    assert {(task.rule.label, task.dtype.name) for task in tasks} == set(itertools.product(labels, plan.DTYPES))
+    assert len({(task.rule.label, task.dtype.name, task.case) for task in tasks}) == len(tasks)
 
 
 def test_tasks_of_chosen_axes():
@@ -118,6 +155,16 @@ def test_tasks_of_chosen_axes():
     (task,) = plan.make_tasks(choice, 2)
     assert (task.rule.name, task.dtype, task.case.shapes, task.threads) == ("lion", FLOAT64, ((77,),), (3,))
     assert {task.rule.name for task in plan.make_tasks(plan.Choice(cases=[one(77)]), 2)} == {"adamw"}
+
+
+def test_tasks_of_chains():
+    tasks = plan.make_tasks(plan.Choice(chains=["all"]), 2)
+    labels = [task.rule.label for task in tasks]
+    assert list(dict.fromkeys(labels)) == ["adamw full", "adamw clip", "norm", "adamw stats", "adamw off", "lamb"]
+    assert {task.case.name for task in tasks} == {"8000 x 4000", "500 x 64x64"}
+    assert {task.threads for task in tasks} == {(1, 2)}
+    choice = plan.Choice(rules=[RULES["lion"], RULES["sgd"]], chains=["clip", "norm"], cases=[one(77)])
+    assert [task.rule.label for task in plan.make_tasks(choice, 2)] == ["lion clip", "sgd clip", "norm"]
 
 
 # ---- the gate -------------------------------------------------------------------------------------------------------------------
@@ -146,6 +193,116 @@ def test_compiled_contenders_agree_with_the_formula(name, rule):
     if not contender.installed():
         pytest.skip(f"{contender.package} is not installed")
     assert check(contender, RULES[rule], FLOAT32) is None
+
+
+_TORCH = {"full", "clip", "off", "norm", "lamb", "scale", "clip-value", "clip-tensor", "bounds", "ema", "swa", "zero"}
+
+
+@pytest.mark.parametrize("dtype", plan.DTYPES.values(), ids=str)
+@pytest.mark.parametrize("step", [*CHAINS, "norm"])
+@pytest.mark.parametrize(
+    "name", ["gradstep", "gradstep-object", "gradstep-torch", "numpy", "torch-loop", "torch-foreach", "torch-fused"]
+)
+def test_contenders_agree_with_the_whole_step(name, step, dtype):
+    contender = contenders()[name]
+    if not contender.installed():
+        pytest.skip(f"{contender.package} is not installed")
+    alone = {"gradstep": set(CHAINS), "gradstep-object": {"norm"}, "numpy": {"stats"}, "torch-fused": {"norm"}}.get(name, set())
+    if step in alone or (name.startswith("torch-") and step not in _TORCH):
+        with pytest.raises(UnsupportedError):
+            check(contender, whole(step), dtype)
+    else:
+        assert check(contender, whole(step), dtype) is None
+
+
+def test_compiled_torch_refuses_what_it_is_not_written_for():
+    contender = contenders()["torch-compile"]
+    if not contender.installed():
+        pytest.skip("torch is not installed")
+    with pytest.raises(UnsupportedError, match="adamw and lamb only"):
+        check(contender, RULES["sgd"], FLOAT32)
+    with pytest.raises(UnsupportedError, match="torch has no agc"):
+        check(contender, whole("agc"), FLOAT32)
+    with pytest.raises(UnsupportedError, match="up to 8 tensors"):
+        contender.prepare(problem.Problem(whole("full"), ((2,),) * 9, FLOAT32))
+
+
+def test_contenders_agree_with_their_own_lamb():
+    contender = contenders()["pytorch-optimizer"]
+    if not contender.installed():
+        pytest.skip("pytorch_optimizer is not installed")
+    assert check(contender, RULES["lamb"], FLOAT32) is None
+    with pytest.raises(UnsupportedError, match="lamb only"):
+        check(contender, RULES["adam"], FLOAT32)
+
+
+class Other(Contender):
+    """gradstep's optimizer with other options than the chain's."""
+
+    name = about = "other"
+    whole = True
+
+    def __init__(self, **options):
+        self.options = options
+
+    def prepare(self, problem):
+        chain = problem.rule.chain
+        given = {**chain.options, **chain.call, **self.options}
+        step = {name: value for name, value in given.items() if name in ("grad_scale", "stats")}
+        options = {name: value for name, value in given.items() if name not in step}
+        other = dataclasses.replace(chain, options=options, call=step)
+        problem.rule = dataclasses.replace(problem.rule, chain=other)
+        return contenders()["gradstep-object"].prepare(problem)
+
+
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        ("full", {"grad_scale": 1 / 1000, "clip_norm": None}),
+        ("full", {"clip_norm": 1.01}),
+        ("full", {"ema_decay": 0.71}),
+        ("full", {"zero_grad": False}),
+        ("clip", {"clip_norm": None}),
+        ("agc", {"agc": 0.011}),
+        ("clip-value", {"clip_value": 0.51}),
+        ("clip-tensor", {"clip_norm_per_tensor": 1.01}),
+        ("centralize", {"centralize": False}),
+        ("noise", {"noise": 0.01}),
+        ("cautious", {"cautious": False}),
+        ("trust-ratio", {"trust_ratio": (0.0, 0.5)}),
+        ("elastic-net", {"l1": 0.11}),
+        ("elastic-net", {"l2": 0.2}),
+        ("bounds", {"bounds": (-1.0, None)}),
+        ("group-lasso", {"group_lasso": 0.11}),
+        ("max-norm", {"max_norm": 1.01}),
+        ("lookahead", {"lookahead": (3, 0.5)}),
+        ("lookahead", {"lookahead": (2, 0.6)}),
+        ("swa", {"swa": (1, 1)}),
+        ("zero", {"zero_grad": False}),
+    ],
+)
+def test_gate_catches_another_option(step, options):
+    assert check(Other(), whole(step), FLOAT64) is None
+    assert check(Other(**options), whole(step), FLOAT64) is not None
+
+
+def test_gate_catches_wrong_statistics_and_a_wrong_norm():
+    class Silent(Contender):
+        name = about = "silent"
+        whole = True
+
+        def prepare(self, problem):
+            run = contenders()["gradstep-object"].prepare(problem)
+            return run._replace(step=lambda: dataclasses.replace(run.step(), grad_norm=3.0))
+
+    class Guess(Contender):
+        name = about = "guess"
+
+        def prepare(self, problem):
+            return Run(lambda: None, lambda: [np.array([3.0])])
+
+    assert "grad_norm is 3, not" in check(Silent(), whole("stats"), FLOAT32)
+    assert "is off by" in check(Guess(), NORM, FLOAT32)
 
 
 class Wrong(Contender):
@@ -209,6 +366,69 @@ def measured_with(*added, longest=math.inf):
     made = session.Session(order, PlainReporter())
     made.measure()
     return made
+
+
+def whole_with(step, *names):
+    tasks = [plan.Task(whole(step), FLOAT32, one(1000), (1,))]
+    picked = [contenders()[name] for name in names]
+    made = session.Session(
+        Order(tasks, picked, patient=True, effort=measure.Effort(0.001, 2, 2), longest=math.inf), PlainReporter()
+    )
+    made.measure()
+    return made
+
+
+def test_whole_step_is_measured_against_the_rule_alone(capsys):
+    made = whole_with("full", "gradstep-object", "numpy", "gradstep")
+    assert [record.contender for record in made.records] == [LIMIT.name, "gradstep-object", "gradstep-object off", "numpy"]
+    limit, face, off, other = made.records
+    assert {record.label for record in made.records} == {"adamw full"}
+    assert (limit.bytes, face.bytes, off.bytes) == (28_000, 44_000, 44_000)
+    assert face.share_of_limit == pytest.approx(44 / 28 * limit.median / face.median)
+    assert (off.peer, other.peer) == ("gradstep-object", "gradstep-object")
+    assert off.speed_up == {"gradstep-object": pytest.approx(off.median / face.median)}
+    (skip,) = made.skips
+    assert (skip.contender, skip.rule, skip.reason) == ("gradstep", "adamw full", "makes the rule's step alone")
+    assert not made.failures
+
+
+def test_rule_alone_keeps_chain_out():
+    made = problem.Problem(whole("full"), ((300,),), FLOAT32)
+    run = Off(contenders()["gradstep-object"]).prepare(made)
+    run.step()
+    assert made.states["exp_avg"][0].any()
+    assert not made.states["ema"][0].any()
+    assert made.grads[0].any()
+
+
+def test_gradients_are_new_before_each_call(monkeypatch, capsys):
+    seen = []
+
+    class Watching(Contender):
+        name = about = "watching"
+        whole = True
+
+        def prepare(self, problem):
+            def step():
+                seen.append(problem.grads[0].any())
+                problem.grads[0].fill(0)
+
+            return Run(step, lambda: problem.params)
+
+    monkeypatch.setattr(session, "check", lambda contender, rule, dtype: None)
+    order = Order(
+        [plan.Task(whole("zero"), FLOAT32, one(1000), (1,))], [Watching()], True, measure.Effort(0.001, 2, 2), math.inf
+    )
+    session.Session(order, PlainReporter()).measure()
+    assert len(seen) > 2
+    assert all(seen)
+
+
+def test_time_before_calls_does_not_count():
+    run = Run(lambda: None, list, before=lambda: time.sleep(0.002))
+    start = time.perf_counter()
+    assert measure.time_block(run, 10) < 0.005
+    assert time.perf_counter() - start > 0.02
 
 
 def test_wrong_contender_is_reported_and_not_timed(capsys):
@@ -342,13 +562,13 @@ def test_figures_follow_from_the_times():
     assert mine.gb_per_s == pytest.approx(7)
     assert mine.ns_per_parameter == pytest.approx(4)
     assert mine.speed_up == {}
-    assert mine.threads_note == ""
+    assert mine.note == ""
     assert theirs.median == pytest.approx(12e-6)
     assert theirs.quartiles == pytest.approx((10e-6, 14e-6))
     assert theirs.range == pytest.approx((8e-6, 16e-6))
     assert theirs.spread == pytest.approx(1 / 6)
     assert theirs.speed_up == {"gradstep": pytest.approx(3)}
-    assert theirs.threads_note == "one thread"
+    assert theirs.note == "one thread"
     shown = tables.case_table([limit, mine, theirs])
     assert shown.rows[2] == ("numpy*", "12 us", "±17%", "12", "2.3", "17%", "3.00x")
 
@@ -361,12 +581,12 @@ def test_bench_writes_figures_and_a_picture(tmp_path, capsys):
     figures, picture = tmp_path / "figures.json", tmp_path / "picture.png"
     assert run(*TINY, "--json", figures, "--plot", picture) == 0
     shown = capsys.readouterr().out
-    assert "adamw, float32, 1,000 elements, 1 thread" in shown
+    assert "adamw, float32, 1,000 elements, 1 thread, 28 bytes a parameter" in shown
     document = json.loads(figures.read_text())
     assert document.keys() == {
-        "format", "date", "command", "machine", "versions", "config", "effort", "settings", "records", "failures", "left_out",
+        "format", "date", "command", "machine", "versions", "config", "effort", "settings", "chains", "records", "failures", "left_out",
     }  # fmt: skip
-    assert document["format"] == 1
+    assert document["format"] == 2
     assert document["command"].startswith("python -m gradstep bench --quick")
     assert document["machine"].keys() == {"processor", "architecture", "system", "cores", "caches", "memory", "busy_cores"}
     assert document["versions"]["gradstep"] == gradstep.__version__
@@ -379,7 +599,7 @@ def test_bench_writes_figures_and_a_picture(tmp_path, capsys):
     ]
     for record in document["records"]:
         assert record.keys() == {
-            "contender", "rule", "dtype", "case", "kind", "tensors", "elements", "threads", "threads_note", "blocks", "calls",
+            "contender", "rule", "chain", "dtype", "case", "kind", "tensors", "elements", "threads", "note", "blocks", "calls",
             "median", "quartiles", "range", "spread", "bytes", "ns_per_parameter", "gb_per_s", "share_of_limit", "peer", "speed_up",
         }  # fmt: skip
         assert (
@@ -397,7 +617,7 @@ def test_bench_without_rich_prints_plain_text(monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert shown.isascii() or set(shown) - set(map(chr, range(128))) == {"±"}
     lines = shown.splitlines()
-    title = lines.index("adamw, float32, 3,000 elements, 1 thread")
+    title = lines.index("adamw, float32, 3,000 elements, 1 thread, 28 bytes a parameter")
     assert " ".join(lines[title + 1].split()) == "time a step spread ns/param GB/s of limit gradstep's gain"
     assert [line.split()[0] for line in lines[title + 2 : title + 5]] == ["no", "gradstep", "numpy"]
 
@@ -431,6 +651,26 @@ def test_bench_measures_what_is_chosen(tmp_path, capsys):
     assert measured == list(
         itertools.product(("lion", "sgd"), ("float64", "float32"), (1000, 100), (1, 2), (LIMIT.name, "gradstep", "numpy"))
     )
+
+
+def test_bench_measures_whole_steps(tmp_path, capsys):
+    figures = tmp_path / "figures.json"
+    chosen = ["--chain", "clip,norm,stats", "--size", "1000", "--threads", "1", "--contender", "gradstep-object,gradstep,numpy"]
+    assert run("bench", "--quick", *chosen, "--json", figures) == 0
+    shown = capsys.readouterr().out
+    assert "adamw clip, float32, 1,000 elements, 1 thread, 32 bytes a parameter" in shown
+    document = json.loads(figures.read_text())
+    assert document["chains"] == {
+        "clip": {"constructor": {"clip_norm": 1.0}, "step": {}},
+        "stats": {"constructor": {}, "step": {"stats": True}},
+    }
+    assert document["settings"].keys() == {"adamw", "norm"}
+    faces = ["gradstep-object", "gradstep-object off"]
+    assert [(record["rule"], record["chain"], record["contender"]) for record in document["records"]] == [
+        *(("adamw", "clip", name) for name in (LIMIT.name, *faces, "numpy")),
+        *(("norm", "", name) for name in (LIMIT.name, "gradstep", "numpy")),
+        *(("adamw", "stats", name) for name in (LIMIT.name, *faces)),
+    ]
 
 
 def test_bench_on_each_instruction_set(capsys):
@@ -470,7 +710,7 @@ def test_bench_fails_if_a_contender_is_wrong(monkeypatch, capsys):
 def test_list(capsys):
     assert run("bench", "--list") == 0
     shown = capsys.readouterr().out
-    assert all(f"  {name} " in shown for name in (*RULES, *contenders(), "resnet50", "500x64x64"))
+    assert all(f"  {name} " in shown for name in (*RULES, *CHAINS, *contenders(), "norm", "resnet50", "8000x4000", "500x64x64"))
     assert "25,557,032" in shown
 
 
@@ -485,13 +725,15 @@ BAD = [
     ([], "the following arguments are required: COMMAND"),
     (["bench", "--rule", "adamx"], "--rule: there is no 'adamx'; did you mean adam?"),
     (["bench", "--rule", "x"], "--rule: there is no 'x'; there are adamw, adam,"),
+    (["bench", "--chain", "fulll"], "--chain: there is no 'fulll'; did you mean full?"),
+    (["bench", "--chain", "full", "--plot", "x.png"], "--plot draws the steps of rules alone: leave --chain out"),
     (["bench", "--dtype", "bf16"], "--dtype: there is no 'bf16'"),
     (
         ["bench", "--size", "0"],
         "--size: a size must be a whole number from 1 to 1e10, such as 100000, 1e5, 100k or 32M, got '0'",
     ),
     (["bench", "--size", "1e3,many"], "got 'many'"),
-    (["bench", "--case", "vgg"], "--case: there is no case 'vgg'; there are one, many, model, 500x64x64"),
+    (["bench", "--case", "vgg"], "--case: there is no case 'vgg'; there are one, matrix, many, model, 8000x4000, 500x64x64"),
     (["bench", "--threads", "0"], "--threads: a number of threads is from 1 to 4096, got '0'"),
     (["bench", "--threads", "1,,2"], "--threads must be a list separated by commas, got '1,,2'"),
     (["bench", "--contender", "nump"], "--contender: there is no 'nump'; did you mean numpy?"),

@@ -265,7 +265,11 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
         ValueError,
         "Adagrad: initial_accumulator_value must be >= 0, got -1",
     ),
-    (lambda: gradstep.SGD(np.zeros(2), nesterov=True), ValueError, "SGD: Nesterov momentum requires a momentum and zero dampening"),
+    (
+        lambda: gradstep.SGD(np.zeros(2), nesterov=True),
+        ValueError,
+        "SGD: Nesterov momentum requires a momentum and zero dampening",
+    ),
     (lambda: gradstep.SGD([{"params": np.zeros(2), "beta": 1}]), TypeError, "SGD: param_groups[0] has no setting 'beta'"),
     (lambda: gradstep.SGD([{"lr": 1}]), TypeError, "SGD: param_groups[0] must be a dict with params, got {'lr': 1}"),
     (

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 
 from .base import Contender, Run, UnsupportedError
 from .deepspeed_adam import DeepSpeedAdam
-from .gradstep_faces import Function, NoMath, Object, TorchClass
+from .gradstep_faces import Function, NoMath, Object, Off, TorchClass
 from .numba_loop import NumbaLoop
 from .numpy_expression import NumpyExpression
 from .optax_jit import OptaxJit
+from .torch_compile import TorchCompile
+from .torch_lamb import PytorchOptimizer
 from .torch_optim import TorchOptim
 
-__all__ = ["LIMIT", "Contender", "Run", "UnsupportedError", "contenders"]
+__all__ = ["LIMIT", "Contender", "Off", "Run", "UnsupportedError", "contenders"]
 
 LIMIT = NoMath()
 """Measured in every case: what the machine can do."""
@@ -27,6 +29,8 @@ def contenders(isas: Sequence[str] = ()) -> dict[str, Contender]:
         TorchOptim("loop", "torch.optim, one operation after the other (foreach=False)"),
         TorchOptim("foreach", "torch.optim, one operation for all tensors (foreach=True)"),
         TorchOptim("fused", "torch.optim, one kernel a tensor (fused=True)"),
+        TorchCompile(),
+        PytorchOptimizer(),
         OptaxJit(),
         DeepSpeedAdam(),
     )

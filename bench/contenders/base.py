@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
 
 from ..cases import Case
 from ..problem import Array, Problem
@@ -30,6 +32,13 @@ class Run(NamedTuple):
     """Take over the problem's gradients, which have changed."""
     finish: Callable[[], None] = _nothing
     """Wait for steps that were only started."""
+    before: Callable[[], None] | None = None
+    """Untimed, before each step."""
+
+
+def norm_run(norm: Callable[[], Any]) -> Run:
+    """Return a run of `norm`, which returns the norm of all gradients; it takes the place of the parameters."""
+    return Run(norm, lambda: [np.array([float(norm())])])
 
 
 class Contender(ABC):
@@ -41,10 +50,12 @@ class Contender(ABC):
 
     package: ClassVar[str] = ""
     """What has to be installed for it, by its name for pip and for import."""
-    peer: ClassVar[str] = "gradstep"
+    peer: str = "gradstep"
     """The face of gradstep that takes its place in a program."""
     on_request: ClassVar[bool] = False
     """Whether it is measured only when it is named."""
+    whole: ClassVar[bool] = False
+    """Whether it takes what stands around a rule."""
     face: ClassVar[str] = ""
     """Which of gradstep's faces it is; empty: it is none."""
 
@@ -55,6 +66,10 @@ class Contender(ABC):
     def slow_start(self, rule: Rule, case: Case) -> bool:
         """Return whether it compiles for so long that it is left out unless it is named or everything is asked for."""
         return False
+
+    def formula(self, rule: Rule) -> Callable[..., Any]:
+        """Return what it is held to: the rule's formula, or its own."""
+        return rule.formula
 
     @abstractmethod
     def prepare(self, problem: Problem) -> Run:
@@ -71,8 +86,8 @@ class Contender(ABC):
             UnsupportedError: if it can't.
         """
 
-    def threads_note(self, n: int) -> str:
-        """Return how many threads it has if that is not the number asked for, else nothing."""
+    def note(self, rule: Rule, threads: int) -> str:
+        """Return how it departs from what was asked for: with how many threads, in what formula. Empty: it does not."""
         return ""
 
     def enter(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..problem import Problem
 from .base import Contender, Run, UnsupportedError
-from .torch_optim import adopt
+from .torch_arrays import adopt
 
 
 class DeepSpeedAdam(Contender):
@@ -29,7 +29,7 @@ class DeepSpeedAdam(Contender):
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         cpu_adam: Any = functools.partial(DeepSpeedCPUAdam, adamw_mode=problem.rule.name == "adamw")
-        optimizer = adopt(cpu_adam, problem)
+        optimizer, _ = adopt(cpu_adam, problem)
         for state in optimizer.state.values():
             state["step"] = 0
         return Run(optimizer.step, lambda: problem.params)

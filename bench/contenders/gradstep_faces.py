@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import gradstep
 from gradstep import _core, config
 
+from ..chains import COUNTS
 from ..problem import Problem
-from .base import Contender, Run
-from .torch_optim import adopt
+from ..rules import NORM, Rule
+from .base import Contender, Run, UnsupportedError, norm_run
+from .torch_arrays import adopt, tensors
 
 
 class Ours(Contender):
@@ -34,6 +37,9 @@ class Function(Ours):
     about = "gradstep's functions on NumPy arrays: adamw_, ..."
 
     def prepare(self, problem: Problem) -> Run:
+        if problem.rule.name == NORM.name:
+            return norm_run(functools.partial(gradstep.global_norm, problem.grads))
+        _find(gradstep, problem.rule)
         function, settings, counts = problem.rule.function()
         single = len(problem.params) == 1
         params, grads = (problem.params[0], problem.grads[0]) if single else (problem.params, problem.grads)
@@ -55,12 +61,15 @@ class Object(Ours):
 
     face = "gradstep-object"
     about = "gradstep's optimizers for NumPy: AdamW(params).step(grads), ..."
+    whole = True
 
     def prepare(self, problem: Problem) -> Run:
-        optimizer = getattr(gradstep, problem.rule.optimizer)(problem.params, **problem.rule.settings)
+        rule = problem.rule
+        optimizer = _find(gradstep, rule)(problem.params, **rule.settings, **rule.chain.options)
         for i in range(len(problem.params)):
-            optimizer.state[i] = {"step": 0, **{name: arrays[i] for name, arrays in problem.states.items()}}
-        return Run(functools.partial(optimizer.step, problem.grads), lambda: problem.params)
+            numbers = {count: 0 for name, count in COUNTS.items() if name in problem.states}
+            optimizer.state[i] = {"step": 0, **numbers, **{name: arrays[i] for name, arrays in problem.states.items()}}
+        return Run(functools.partial(optimizer.step, problem.grads, **rule.chain.call), lambda: problem.params)
 
 
 class TorchClass(Ours):
@@ -69,17 +78,50 @@ class TorchClass(Ours):
     face = "gradstep-torch"
     about = "gradstep's torch classes: gradstep.torch.AdamW(...).step(), ..."
     package = "torch"
+    whole = True
 
     def prepare(self, problem: Problem) -> Run:
         import gradstep.torch
 
-        return Run(adopt(getattr(gradstep.torch, problem.rule.optimizer), problem).step, lambda: problem.params)
+        rule = problem.rule
+        if rule.name == NORM.name:
+            return norm_run(functools.partial(gradstep.global_norm, [param.grad for param in tensors(problem)]))
+        optimizer, _ = adopt(_find(gradstep.torch, rule), problem, **rule.chain.options)
+        step = functools.partial(optimizer.step, **rule.chain.call) if rule.chain.call else optimizer.step
+        return Run(step, lambda: problem.params)
 
     def enter(self) -> None:
         from gradstep.torch.threads import share_torch_threads
 
         config.set_isa(self._isa)
         share_torch_threads()
+
+
+class Off(Contender):
+    """A face of gradstep that makes the rule's step alone: what the stages cost."""
+
+    def __init__(self, face: Contender) -> None:
+        self.name = f"{face.name} off"
+        self.about = f"{face.name}, the rule alone"
+        self.peer = face.name
+        self._face = face
+
+    def prepare(self, problem: Problem) -> Run:
+        return self._face.prepare(problem.alone())
+
+    def set_threads(self, n: int) -> None:
+        self._face.set_threads(n)
+
+    def enter(self) -> None:
+        self._face.enter()
+
+
+def _find(module: Any, rule: Rule) -> Any:
+    if not rule.optimizer:
+        raise UnsupportedError("measured as a function")
+    if not hasattr(module, rule.optimizer):
+        raise UnsupportedError(f"{module.__name__} has no {rule.optimizer}")
+    return getattr(module, rule.optimizer)
 
 
 class NoMath(Ours):
@@ -92,5 +134,5 @@ class NoMath(Ours):
         self.name = "no math"
 
     def prepare(self, problem: Problem) -> Run:
-        outputs = [problem.param_arena, *problem.state_arenas]
+        outputs = [problem.param_arena, *problem.state_arenas[: len(problem.rule.states)]]
         return Run(functools.partial(_core.touch, outputs, [problem.grad_arena]), lambda: problem.params)

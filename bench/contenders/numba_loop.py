@@ -8,8 +8,10 @@ from typing import Any
 
 from ..cases import Case
 from ..problem import Problem
-from ..rules import Rule
+from ..rules import NORM, Rule
 from .base import Contender, Run, UnsupportedError
+
+_NO_LOOPS = ("lamb", NORM.name)
 
 
 def _bodies(f: Any, prange: Any) -> tuple[Callable[..., None], ...]:
@@ -54,9 +56,11 @@ class NumbaLoop(Contender):
     package = "numba"
 
     def slow_start(self, rule: Rule, case: Case) -> bool:
-        return rule.name != "adamw"
+        return rule.name != "adamw" and rule.name not in _NO_LOOPS
 
     def prepare(self, problem: Problem) -> Run:
+        if problem.rule.name in _NO_LOOPS:
+            raise UnsupportedError(f"{problem.rule.name} is no loop over elements")
         loop = _compiled(problem.rule.formula, len(problem.states))
         constants = problem.rule.constants(problem.dtype.type)
         streams = (problem.params, problem.grads, *problem.states.values())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ..problem import Array, Problem
-from .base import Contender, Run
+from ..rules import NORM, Rule
+from ..whole import whole_step
+from .base import Contender, Run, UnsupportedError, norm_run
 
 
 class NumpyExpression(Contender):
@@ -12,11 +14,24 @@ class NumpyExpression(Contender):
     name = "numpy"
     about = "the plain NumPy expression"
 
+    whole = True
+
     def prepare(self, problem: Problem) -> Run:
-        formula, constants = problem.rule.formula, problem.rule.constants()
-        states: list[list[Array]] = [list(tensors) for tensors in zip(*problem.states.values(), strict=True)]
-        tensors = list(zip(problem.params, problem.grads, states or [[] for _ in problem.params], strict=True))
+        rule = problem.rule
+        if rule.name == NORM.name:
+            return norm_run(lambda: rule.formula(problem.grads))
+        if "stats" in rule.chain.active:
+            raise UnsupportedError("gathers no statistics")
+        formula, constants = rule.formula, rule.constants()
+        states: list[list[Array]] = [[problem.states[name][i] for name in rule.states] for i in range(len(problem.params))]
+        tensors = list(zip(problem.params, problem.grads, states, strict=True))
+        kept = {name: problem.states[name] for name in rule.chain.states}
         count = 0
+
+        def whole() -> None:
+            nonlocal count
+            count += 1
+            whole_step(rule, count, constants(count), problem.params, problem.grads, states, kept)
 
         def step() -> None:
             nonlocal count
@@ -26,7 +41,7 @@ class NumpyExpression(Contender):
                 update, *state[:] = formula(param, grad, *state, *values)
                 param -= update
 
-        return Run(step, lambda: problem.params)
+        return Run(whole if rule.chain else step, lambda: problem.params)
 
-    def threads_note(self, n: int) -> str:
-        return "one thread" if n > 1 else ""
+    def note(self, rule: Rule, threads: int) -> str:
+        return "one thread" if threads > 1 else ""

@@ -9,13 +9,15 @@ import numpy as np
 
 from ..cases import Case
 from ..problem import Array, Problem
-from ..rules import Rule
+from ..rules import NORM, Rule
 from .base import Contender, Run, UnsupportedError
 
 
 def _transform(rule: Rule) -> Any:
     import optax
 
+    if rule.name == NORM.name:
+        raise UnsupportedError("measured for rules only")
     settings = dict(rule.settings)
     lr, decay = settings["lr"], settings["weight_decay"]
     b1, b2 = settings.get("betas", (0.0, 0.0))
@@ -24,6 +26,8 @@ def _transform(rule: Rule) -> Any:
         return optax.adamw(lr, b1, b2, eps=settings["eps"], weight_decay=decay)
     if rule.name == "lion":
         return optax.lion(lr, b1, b2, weight_decay=decay)
+    if rule.name == "lamb":
+        return optax.lamb(lr, b1, b2, eps=settings["eps"], weight_decay=decay)
     if rule.name == "adam":
         plain = optax.adam(lr, b1, b2, eps=settings["eps"])
     elif rule.optimizer == "SGD":
@@ -44,10 +48,10 @@ class OptaxJit(Contender):
     package = "optax"
 
     def slow_start(self, rule: Rule, case: Case) -> bool:
-        return rule.name != "adamw" or len(case.shapes) > 100
+        return rule.name not in ("adamw", NORM.name) or len(case.shapes) > 100
 
-    def threads_note(self, n: int) -> str:
-        return "" if n == os.cpu_count() else "as many threads as XLA takes"
+    def note(self, rule: Rule, threads: int) -> str:
+        return "" if threads == os.cpu_count() else "as many threads as XLA takes"
 
     def prepare(self, problem: Problem) -> Run:
         import jax

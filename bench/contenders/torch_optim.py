@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..problem import Problem
-from .base import Contender, Run, UnsupportedError
-
-if TYPE_CHECKING:
-    import torch
+from ..rules import NORM
+from .base import Contender, Run, UnsupportedError, norm_run
+from .torch_arrays import adopt, tensors
+from .torch_chain import Step, around
+from .torch_lamb import lamb_step
 
 _FUSED = ("Adagrad", "Adam", "AdamW", "SGD")
-_COUNTED = ("Adagrad", "Adam", "AdamW", "RMSprop")
-
-
-def adopt(optimizer_class: Any, problem: Problem, **choice: bool) -> torch.optim.Optimizer:
-    """Return an optimizer whose parameters, gradients and states are the problem's arrays."""
-    import torch
-
-    params = [torch.nn.Parameter(torch.from_numpy(array)) for array in problem.params]
-    optimizer: torch.optim.Optimizer = optimizer_class(params, **problem.rule.settings, **choice)
-    for i, param in enumerate(params):
-        param.grad = torch.from_numpy(problem.grads[i])
-        state = {name: torch.from_numpy(arrays[i]) for name, arrays in problem.states.items()}
-        if problem.rule.optimizer in _COUNTED:
-            state["step"] = torch.tensor(0.0)
-        optimizer.state[param] = state
-    return optimizer
 
 
 class TorchOptim(Contender):
-    """An implementation of torch.optim."""
+    """An implementation of torch.optim, and what its users write around it."""
 
     package = "torch"
     peer = "gradstep-torch"
+    whole = True
 
     def __init__(self, kind: str, about: str) -> None:
         self.name = f"torch-{kind}"
@@ -41,15 +27,34 @@ class TorchOptim(Contender):
         self._kind = kind
 
     def prepare(self, problem: Problem) -> Run:
+        if problem.rule.name == NORM.name:
+            return self._norm(problem)
+        step, params = self._rule(problem)
+        return Run(around(step, params, problem, foreach=self._kind != "loop"), lambda: problem.params)
+
+    def _rule(self, problem: Problem) -> tuple[Step, list[Any]]:
         import torch
 
         name = problem.rule.optimizer
+        if name == "LAMB":
+            return lamb_step(problem, self._kind)
         if not hasattr(torch.optim, name):
             raise UnsupportedError(f"torch has no {name}")
         if self._kind == "fused" and name not in _FUSED:
             raise UnsupportedError(f"torch has no fused {name}")
         choice = {"foreach": self._kind == "foreach"} | ({"fused": self._kind == "fused"} if name in _FUSED else {})
-        return Run(adopt(getattr(torch.optim, name), problem, **choice).step, lambda: problem.params)
+        optimizer, params = adopt(getattr(torch.optim, name), problem, **choice)
+        return optimizer.step, params
+
+    def _norm(self, problem: Problem) -> Run:
+        import torch
+
+        if self._kind == "fused":
+            raise UnsupportedError("torch has no fused norm")
+        grads: Any = [param.grad for param in tensors(problem)]
+        if self._kind == "loop" and len(grads) == 1:
+            return norm_run(lambda: torch.linalg.vector_norm(grads[0]))
+        return norm_run(lambda: torch.nn.utils.get_total_norm(grads, foreach=self._kind == "foreach"))
 
     def set_threads(self, n: int) -> None:
         import torch

@@ -59,43 +59,57 @@ GRADSTEP_HD void prefetch(const void* at) {
 #endif
 }
 
-// Eight doubles, added and multiplied side by side: compilers keep them in registers, which they do not do for an array of
-// sums.
+// A register of doubles: compilers keep these in registers, which they do not do for an array of sums.
 #if defined(__GNUC__)
-using Lanes = double __attribute__((vector_size(64)));
+#if defined(__AVX512F__)
+#define GRADSTEP_VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define GRADSTEP_VECTOR_BYTES 32
+#else
+#define GRADSTEP_VECTOR_BYTES 16
+#endif
+inline constexpr int kVectorDoubles = GRADSTEP_VECTOR_BYTES / 8;
+using Doubles = double __attribute__((vector_size(GRADSTEP_VECTOR_BYTES)));
 
-GRADSTEP_HD Lanes load_lanes(const float* at) {
-  float __attribute__((vector_size(32))) x;
+// Elements from `at` on, each multiplied by `scale` in its own type.
+GRADSTEP_HD Doubles load_doubles(const float* at, float scale) {
+  float __attribute__((vector_size(GRADSTEP_VECTOR_BYTES / 2))) x;
   std::memcpy(&x, at, sizeof x);
-  return __builtin_convertvector(x, Lanes);
+  x *= scale;
+#if defined(__AVX512F__)
+  return reinterpret_cast<Doubles>(_mm512_maskz_cvtps_pd(0xff, reinterpret_cast<__m256>(x)));  // GCC 12 halves the general form
+#else
+  return __builtin_convertvector(x, Doubles);
+#endif
 }
-GRADSTEP_HD Lanes load_lanes(const double* at) {
-  Lanes x;
+GRADSTEP_HD Doubles load_doubles(const double* at, double scale) {
+  Doubles x;
   std::memcpy(&x, at, sizeof x);
-  return x;
+  return scale * x;
+}
+
+// sum + x x, for an x that was a float: the product is exact in double, so whether the two operations are fused makes no
+// difference.
+GRADSTEP_HD Doubles add_exact_square(Doubles sum, Doubles x) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Doubles>(
+      _mm512_fmadd_pd(reinterpret_cast<__m512d>(x), reinterpret_cast<__m512d>(x), reinterpret_cast<__m512d>(sum)));
+#elif defined(__FMA__)
+  return reinterpret_cast<Doubles>(
+      _mm256_fmadd_pd(reinterpret_cast<__m256d>(x), reinterpret_cast<__m256d>(x), reinterpret_cast<__m256d>(sum)));
+#else
+  return sum + x * x;
+#endif
 }
 #else
-struct Lanes {
-  double lane[8];
-  GRADSTEP_HD double operator[](int i) const { return lane[i]; }
-  friend GRADSTEP_HD Lanes operator+(const Lanes& a, const Lanes& b) {
-    Lanes c;
-    for (int i = 0; i < 8; ++i) c.lane[i] = a.lane[i] + b.lane[i];
-    return c;
-  }
-  friend GRADSTEP_HD Lanes operator*(const Lanes& a, const Lanes& b) {
-    Lanes c;
-    for (int i = 0; i < 8; ++i) c.lane[i] = a.lane[i] * b.lane[i];
-    return c;
-  }
-};
+inline constexpr int kVectorDoubles = 1;
+using Doubles = double;
 
 template <class T>
-GRADSTEP_HD Lanes load_lanes(const T* at) {
-  Lanes x;
-  for (int i = 0; i < 8; ++i) x.lane[i] = static_cast<double>(at[i]);
-  return x;
+GRADSTEP_HD double load_doubles(const T* at, T scale) {
+  return static_cast<double>(scale * *at);
 }
+GRADSTEP_HD double add_exact_square(double sum, double x) { return sum + x * x; }
 #endif
 
 // The floating-point environment of a sweep: round to nearest, no traps, denormals flushed or kept. What the caller had is

@@ -34,7 +34,8 @@ struct Factors {
   double gradient = 1;   // of norms: clipping
   double decayed = 1;    // of the gradient with its coupled decay: LARS
   double cautious = 1;
-  double trust = 1;
+  double trust = 1;      // of the update, as the rule's loop makes it
+  double late_trust = 1; // of an update that other stages change first
 };
 
 // A run of elements on its way through the pipeline. Pointers lead to the operand itself where it is stored contiguously in the
@@ -48,8 +49,9 @@ struct Tile {
   T* scratch;  // for a gradient that changes
   T* update;   // for an update that does not go straight to the parameter
   std::int64_t begin, size;
-  bool prefetch;  // the operands come from memory, not from a cache
-  T scale, gradient_factor, decayed_factor, cautious_factor, trust_factor;  // see Factors; `scale` is the settings'
+  std::int64_t ahead;  // how many elements ahead memory is asked for the operands; 0 if they are in the caches
+  T scale, gradient_factor, decayed_factor, cautious_factor, trust_factor,
+      late_trust_factor;  // see Factors; `scale` is the settings'
   T row_factor, row_mean;
   Sums* sums;        // of this block
   double* row_sums;  // of this row
@@ -85,8 +87,7 @@ struct Pipeline {
   int size = 0, n_passes = 0;
   double scale = 1;             // of the gradient
   const double* weights = nullptr;  // of the gradients, where there are several; `scale` is in them
-  bool changes_gradient = false;    // an operation writes `scratch`; with several gradients, so does loading them
-  bool in_tiles = false;            // an operation needs a tile's scratch, or sums
+  bool in_tiles = false;            // an operation needs a tile's scratch, or finds the tile in the caches
   bool by_row = false;
   bool zeroes_gradient = false;
 };

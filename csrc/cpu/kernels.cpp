@@ -16,12 +16,12 @@ constexpr void fill_updates(Operation (&updates)[kDecays][2], List<DecayStage...
    ...);
 }
 
-template <class Rule, class T>
+template <class Rule, class T, class DecayStage>
 constexpr void fill_directions(Operation (&directions)[2][2]) {
-  directions[0][0] = direction<Rule, T, false, false>;
-  directions[0][1] = direction<Rule, T, false, HasFirst<Rule>>;
-  directions[1][0] = direction<Rule, T, true, false>;
-  directions[1][1] = direction<Rule, T, true, HasFirst<Rule>>;
+  directions[0][0] = direction<Rule, T, DecayStage, false, false>;
+  directions[0][1] = direction<Rule, T, DecayStage, false, HasFirst<Rule>>;
+  directions[1][0] = direction<Rule, T, DecayStage, true, false>;
+  directions[1][1] = direction<Rule, T, DecayStage, true, HasFirst<Rule>>;
 }
 
 template <class T>
@@ -57,7 +57,9 @@ constexpr TypedKernels typed(List<Rule...>, List<GradientStage...>, List<ParamSt
   TypedKernels kernels{
       {}, {}, {gradient_stage<GradientStage, T>...}, {param_stage<ParamStage, T>...}, {}, {touch<T, kStates>...}, sweep<T>};
   int rule = 0;
-  ((fill_updates<Rule, T>(kernels.update[rule], Decays{}), fill_directions<Rule, T>(kernels.direction[rule]), ++rule), ...);
+  ((fill_updates<Rule, T>(kernels.update[rule], Decays{}), fill_directions<Rule, T, NoDecay>(kernels.direction[rule][0]),
+    fill_directions<Rule, T, DecoupledDecay>(kernels.direction[rule][1]), ++rule),
+   ...);
   fill_loops<T>(kernels.loops);
   return kernels;
 }

@@ -51,8 +51,8 @@ struct NoiseConstants {
 struct TypedKernels {
   // Straight to the parameter: gradient factors, coupled decay, rule, decoupled decay, subtraction.
   Operation update[Rules::size][kDecays][2 /* first step */];
-  // The rule alone, to the tile's update.
-  Operation direction[Rules::size][2 /* dry: leaves the states as they are */][2 /* first step */];
+  // To the tile's update: the rule, decoupled decay if it is to be there, trust factor.
+  Operation direction[Rules::size][2 /* decay */][2 /* dry: leaves the states as they are */][2 /* first step */];
   Operation gradient_stages[GradientStages::size];
   Operation param_stages[ParamStages::size];
   Operation loops[static_cast<int>(Loop::kLoops)];

@@ -22,20 +22,21 @@ GRADSTEP_HD std::int64_t to_next_line(const T* at) {
 // A loop over elements, in blocks of a few vectors that begin where a cache line of the first operand does: NumPy's large
 // arrays begin 16 bytes past one, and so do their like, and a vector that spans two lines costs twice.
 //
-// Where operands come from memory, each block first asks for one that lies ahead: the processor's own prefetchers fall behind a
-// loop with a square root and a division in it. (AdamW, float32, 48M elements, one thread: 57 GB/s instead of 46; but in the
-// caches the hints only cost, 20 to 30 %.)
+// Where operands come from memory, each block first asks for the one that lies `ahead` elements further on: the processor's own
+// prefetchers fall behind a loop with a square root and a division in it. (AdamW, float32, 48M elements, one thread: 57 GB/s
+// instead of 46; but in the caches the hints only cost, 20 to 30 %.)
 template <class Element, class First, class... Operand>
-GRADSTEP_HD void for_each(std::int64_t size, bool ahead, Element element, const First* first, const Operand*... operands) {
-  constexpr std::int64_t kBlock = 64, kAhead = 512;
+GRADSTEP_HD void for_each(std::int64_t size, std::int64_t ahead, Element element, const First* first,
+                          const Operand*... operands) {
+  constexpr std::int64_t kBlock = 64;
   const std::int64_t head = to_next_line(first);
   std::int64_t i = head < size ? head : size;
   GRADSTEP_INDEPENDENT
   for (std::int64_t j = 0; j < i; ++j) element(j);
   for (; i + kBlock <= size; i += kBlock) {
     if (ahead) {
-      prefetch<kBlock * sizeof(First)>(first + i + kAhead);
-      (prefetch<kBlock * sizeof(First)>(operands + i + kAhead), ...);
+      prefetch<kBlock * sizeof(First)>(first + i + ahead);
+      (prefetch<kBlock * sizeof(First)>(operands + i + ahead), ...);
     }
     GRADSTEP_INDEPENDENT
     for (std::int64_t j = 0; j < kBlock; ++j) element(i + j);  // from 0: so compilers see how many there are
@@ -65,17 +66,17 @@ GRADSTEP_HD auto operator_of(const typename Rule::template Update<T>& update) {
 
 template <class T, class Update, class DecayOp, class... States>
 GRADSTEP_HD void update_loop(const Tile<T>& tile, const Update update, const DecayOp decay, T* p, const T* g, States*... s) {
-  const T scale = tile.scale, factor = tile.gradient_factor, decayed = tile.decayed_factor;
+  const T scale = tile.scale, factor = tile.gradient_factor, decayed = tile.decayed_factor, trust = tile.trust_factor;
   for_each(
-      tile.size, tile.prefetch,
+      tile.size, tile.ahead,
       [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
         const T gradient = decay.gradient(factor * (scale * g[i]), p[i], decayed);
-        p[i] -= decay.total(update(p[i], gradient, s[i]...), p[i]);
+        p[i] -= trust * decay.total(update(p[i], gradient, s[i]...), p[i]);
       },
       p, g, s...);
 }
 
-// Straight to the parameter.
+// Straight to the parameter. Factors that are 1 change nothing, not even a bit, and cost nothing that can be measured.
 template <class Rule, class T, class DecayStage, bool kFirst>
 void update(const std::byte* constants, void* erased) {
   const auto& tile = tile_of<T>(erased);
@@ -87,27 +88,33 @@ void update(const std::byte* constants, void* erased) {
   }(std::make_index_sequence<Rule::states.size()>());
 }
 
-template <bool kDry, class T, class Update, class... States>
-GRADSTEP_HD void direction_loop(const Tile<T>& tile, const Update update, const T* p, const T* g, T* u, States*... s) {
+template <bool kDry, class T, class Update, class DecayOp, class... States>
+GRADSTEP_HD void direction_loop(const Tile<T>& tile, const Update update, const DecayOp decay, const T* p, const T* g, T* u,
+                                States*... s) {
+  const T trust = tile.trust_factor;
   for_each(
-      tile.size, tile.prefetch,
+      tile.size, tile.ahead,
       [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
         if constexpr (kDry) {
-          u[i] = [&](auto... copies) GRADSTEP_INLINE_LAMBDA { return update(p[i], g[i], copies...); }(s[i]...);
+          u[i] = trust * [&](auto... copies)
+                             GRADSTEP_INLINE_LAMBDA { return decay.total(update(p[i], g[i], copies...), p[i]); }(s[i]...);
         } else {
-          u[i] = update(p[i], g[i], s[i]...);
+          u[i] = trust * decay.total(update(p[i], g[i], s[i]...), p[i]);
         }
       },
       p, s...);
 }
 
 // To the tile's update; dry, the states stay as they are.
-template <class Rule, class T, bool kDry, bool kFirst>
+template <class Rule, class T, class DecayStage, bool kDry, bool kFirst>
 void direction(const std::byte* constants, void* erased) {
   const auto& tile = tile_of<T>(erased);
-  const auto update = operator_of<Rule, T, kFirst>(*reinterpret_cast<const typename Rule::template Update<T>*>(constants));
-  [&]<std::size_t... k>(std::index_sequence<k...>) {
-    direction_loop<kDry>(tile, update, static_cast<const T*>(tile.param), tile.grad, tile.update, tile.states[k]...);
+  const auto& [update, decay] =
+      *reinterpret_cast<const Decayed<typename Rule::template Update<T>, typename DecayStage::template Op<T>>*>(constants);
+  const auto first_or_later = operator_of<Rule, T, kFirst>(update);
+  [&, decay = decay]<std::size_t... k>(std::index_sequence<k...>) {
+    direction_loop<kDry>(tile, first_or_later, decay, static_cast<const T*>(tile.param), tile.grad, tile.update,
+                         tile.states[k]...);
   }(std::make_index_sequence<Rule::states.size()>());
 }
 
@@ -119,7 +126,7 @@ void shape(const std::byte*, void* erased) {
   const T scale = std::exchange(tile.scale, T(1)), factor = std::exchange(tile.gradient_factor, T(1));
   const T* g = tile.grad;
   T* out = tile.scratch;
-  for_each(tile.size, tile.prefetch, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { out[i] = factor * (scale * g[i]); }, g);
+  for_each(tile.size, tile.ahead, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { out[i] = factor * (scale * g[i]); }, g);
   tile.grad = out;
 }
 
@@ -127,7 +134,7 @@ void shape(const std::byte*, void* erased) {
 template <class T, class Element>
 GRADSTEP_HD void for_each_gradient(Tile<T>& tile, Element element) {
   T* g = tile.scratch;
-  for_each(tile.size, false, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { g[i] = element(g[i]); }, g);
+  for_each(tile.size, 0, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { g[i] = element(g[i]); }, g);
 }
 
 template <class Stage, class T>
@@ -171,8 +178,7 @@ void couple(const std::byte* constants, void* erased) {
   const T factor = tile.decayed_factor;
   const T *g = tile.grad, *p = tile.param;
   T* out = tile.scratch;
-  for_each(
-      tile.size, tile.prefetch, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { out[i] = op.gradient(g[i], p[i], factor); }, p);
+  for_each(tile.size, tile.ahead, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { out[i] = op.gradient(g[i], p[i], factor); }, p);
   tile.grad = out;
 }
 
@@ -190,7 +196,7 @@ void cautious(const std::byte*, void* erased) {
   const T* g = tile.grad;
   T* u = tile.update;
   for_each(
-      tile.size, false,
+      tile.size, 0,
       [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
         const T kept = factor * u[i];
         u[i] = agree(u[i], g[i]) ? kept : T(0);
@@ -204,15 +210,15 @@ void decay_update(const std::byte* constants, void* erased) {
   const T decay = T(constants_of<double>(constants));
   const T* p = tile.param;
   T* u = tile.update;
-  for_each(tile.size, false, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { u[i] = decay * p[i] + u[i]; }, u);
+  for_each(tile.size, 0, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { u[i] = decay * p[i] + u[i]; }, u);
 }
 
 template <class T>
 void trust(const std::byte*, void* erased) {
   auto& tile = tile_of<T>(erased);
-  const T factor = tile.trust_factor;
+  const T factor = tile.late_trust_factor;
   T* u = tile.update;
-  for_each(tile.size, false, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { u[i] = factor * u[i]; }, u);
+  for_each(tile.size, 0, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { u[i] = factor * u[i]; }, u);
 }
 
 template <class T>
@@ -220,7 +226,7 @@ void apply(const std::byte*, void* erased) {
   auto& tile = tile_of<T>(erased);
   T* p = tile.param;
   const T* u = tile.update;
-  for_each(tile.size, false, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] -= u[i]; }, p);
+  for_each(tile.size, 0, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] -= u[i]; }, p);
 }
 
 // ---- stages of the parameter ----------------------------------------------------------------------------------------------
@@ -230,7 +236,7 @@ void param_stage(const std::byte* constants, void* erased) {
   const auto op = constants_of<typename Stage::template Op<T>>(constants);
   auto& tile = tile_of<T>(erased);
   T* p = tile.param;
-  for_each(tile.size, false, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] = op(p[i]); }, p);
+  for_each(tile.size, 0, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] = op(p[i]); }, p);
 }
 
 template <class T>
@@ -238,7 +244,7 @@ void scale_param_row(const std::byte*, void* erased) {
   auto& tile = tile_of<T>(erased);
   const T factor = tile.row_factor;
   T* p = tile.param;
-  for_each(tile.size, false, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] = factor * p[i]; }, p);
+  for_each(tile.size, 0, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] = factor * p[i]; }, p);
 }
 
 template <class T, Extra kExtra>
@@ -247,7 +253,7 @@ void average(const std::byte* constants, void* erased) {
   const T weight = T(constants_of<double>(constants));
   const T* p = tile.param;
   T* a = tile.extras[kExtra];
-  for_each(tile.size, tile.prefetch, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { a[i] += weight * (p[i] - a[i]); }, a);
+  for_each(tile.size, tile.ahead, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { a[i] += weight * (p[i] - a[i]); }, a);
 }
 
 template <class T>
@@ -256,7 +262,7 @@ void lookahead(const std::byte* constants, void* erased) {
   const T weight = T(constants_of<double>(constants));
   T *p = tile.param, *slow = tile.extras[kSlow];
   for_each(
-      tile.size, tile.prefetch,
+      tile.size, tile.ahead,
       [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
         slow[i] += weight * (p[i] - slow[i]);
         p[i] = slow[i];
@@ -271,7 +277,7 @@ void scale(const std::byte*, void* erased) {
   auto& tile = tile_of<T>(erased);
   const T factor = tile.gradient_factor;
   T* p = tile.param;
-  for_each(tile.size, tile.prefetch, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] = factor * p[i]; }, p);
+  for_each(tile.size, tile.ahead, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] = factor * p[i]; }, p);
 }
 
 template <class T>
@@ -279,7 +285,7 @@ void swap(const std::byte*, void* erased) {
   auto& tile = tile_of<T>(erased);
   T *a = tile.param, *b = tile.states[0];
   for_each(
-      tile.size, tile.prefetch,
+      tile.size, tile.ahead,
       [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
         const T x = a[i];
         a[i] = b[i];
@@ -290,57 +296,39 @@ void swap(const std::byte*, void* erased) {
 
 // ---- sums -----------------------------------------------------------------------------------------------------------------
 
-struct Square {
-  GRADSTEP_HD void operator()(Lanes (&sums)[1], Lanes x) const { sums[0] = sums[0] + x * x; }
-};
-
-// The gradient as norms are taken of it: scaled, in the compute type.
+// Operands of a tile, as addends of a sum. Those that stand in the tile's scratch need not be asked for ahead.
 template <class T>
-GRADSTEP_HD const T* scaled(Tile<T>& tile, T (&buffer)[kTile]) {
-  if (tile.scale == T(1)) return tile.grad;
-  const T scale = tile.scale;
-  const T* g = tile.grad;
-  T* out = buffer;
-  for_each(tile.size, tile.prefetch, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { out[i] = scale * g[i]; }, g);
-  return out;
+GRADSTEP_HD Addend<T> gradient_of(const Tile<T>& tile) {
+  return {tile.grad, tile.scale, tile.grad != tile.scratch ? tile.ahead : 0};
 }
-
-// Asks for the tile after the next of an operand that a sum alone reads.
 template <class T>
-GRADSTEP_HD void prefetch_ahead(const Tile<T>& tile, const T* at) {
-  if (!tile.prefetch || at == tile.scratch) return;
-  for (int i = 0; i < kTile; i += 256) prefetch<256 * sizeof(T)>(at + kTile + i);
+GRADSTEP_HD Addend<T> param_of(const Tile<T>& tile) {
+  return {tile.param, T(1), tile.ahead};
 }
 
 template <class T>
 void sum_grad(const std::byte*, void* erased) {
-  auto& tile = tile_of<T>(erased);
-  alignas(64) T buffer[kTile];
-  prefetch_ahead(tile, tile.grad);
-  add_leaf<1>({&tile.sums->at[kGradSquares]}, tile.size, Square(), scaled(tile, buffer));
+  const auto& tile = tile_of<T>(erased);
+  add_leaves<Term::kSquare>(tile.sums->at[kGradSquares], tile.size, gradient_of(tile));
 }
 
 template <class T>
 void sum_param(const std::byte*, void* erased) {
-  auto& tile = tile_of<T>(erased);
-  prefetch_ahead(tile, static_cast<const T*>(tile.param));
-  add_leaf<1>({&tile.sums->at[kParamSquares]}, tile.size, Square(), tile.param);
+  const auto& tile = tile_of<T>(erased);
+  add_leaves<Term::kSquare>(tile.sums->at[kParamSquares], tile.size, param_of(tile));
 }
 
 template <class T>
 void sum_rule_grad(const std::byte*, void* erased) {
-  auto& tile = tile_of<T>(erased);
-  add_leaf<1>({&tile.sums->at[kRuleGradSquares]}, tile.size, Square(), tile.grad);
+  const auto& tile = tile_of<T>(erased);
+  add_leaves<Term::kSquare>(tile.sums->at[kRuleGradSquares], tile.size, Addend<T>{tile.grad});
 }
 
 template <class T>
 void sum_update(const std::byte*, void* erased) {
-  auto& tile = tile_of<T>(erased);
-  const auto squares = [](Lanes(&sums)[2], Lanes u, Lanes p) GRADSTEP_INLINE_LAMBDA {
-    sums[0] = sums[0] + u * u;
-    sums[1] = sums[1] + p * p;
-  };
-  add_leaf<2>({&tile.sums->at[kUpdateSquares], &tile.sums->at[kParamSquares]}, tile.size, squares, tile.update, tile.param);
+  const auto& tile = tile_of<T>(erased);
+  add_leaves<Term::kSquare>(tile.sums->at[kUpdateSquares], tile.size, Addend<T>{tile.update});
+  add_leaves<Term::kSquare>(tile.sums->at[kParamSquares], tile.size, Addend<T>{tile.param});
 }
 
 // Counts compare bit patterns, as integers, so that compilers see that any order will do.
@@ -349,15 +337,14 @@ void count_grad(const std::byte*, void* erased) {
   using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
   constexpr Bits kInfinity = sizeof(T) == 4 ? Bits(0x7f800000) : static_cast<Bits>(0x7ff0000000000000);
   constexpr Bits kMagnitude = static_cast<Bits>(~(Bits{1} << (8 * sizeof(T) - 1)));
-  auto& tile = tile_of<T>(erased);
-  alignas(64) T buffer[kTile];
-  prefetch_ahead(tile, tile.grad);
-  const T* g = scaled(tile, buffer);
-  add_leaf<1>({&tile.sums->at[kCameSquares]}, tile.size, Square(), g);
+  const auto& tile = tile_of<T>(erased);
+  add_leaves<Term::kSquare>(tile.sums->at[kCameSquares], tile.size, gradient_of(tile));
 
+  const T scale = tile.scale;
+  const T* g = tile.grad;
   Bits largest = 0, nans = 0, infs = 0, zeros = 0;
   for (std::int64_t i = 0; i < tile.size; ++i) {
-    const Bits x = std::bit_cast<Bits>(g[i]) & kMagnitude;
+    const Bits x = std::bit_cast<Bits>(scale * g[i]) & kMagnitude;
     largest = x > largest ? x : largest;
     nans += x > kInfinity;
     infs += x == kInfinity;
@@ -383,20 +370,16 @@ void count_agreeing(const std::byte*, void* erased) {
 
 template <class T>
 void sum_row(const std::byte*, void* erased) {
-  auto& tile = tile_of<T>(erased);
-  const auto terms = [](Lanes(&sums)[3], Lanes g, Lanes p) GRADSTEP_INLINE_LAMBDA {
-    sums[0] = sums[0] + g * g;
-    sums[1] = sums[1] + g;
-    sums[2] = sums[2] + p * p;
-  };
-  double* to = tile.row_sums;
-  add_leaf<3>({to + kRowGradSquares, to + kRowGrad, to + kRowParamSquares}, tile.size, terms, tile.grad, tile.param);
+  const auto& tile = tile_of<T>(erased);
+  add_leaves<Term::kSquare>(tile.row_sums[kRowGradSquares], tile.size, gradient_of(tile));
+  add_leaves<Term::kElement>(tile.row_sums[kRowGrad], tile.size, gradient_of(tile));
+  add_leaves<Term::kSquare>(tile.row_sums[kRowParamSquares], tile.size, param_of(tile));
 }
 
 template <class T>
 void sum_param_row(const std::byte*, void* erased) {
-  auto& tile = tile_of<T>(erased);
-  add_leaf<1>({tile.row_sums + kRowParamSquares}, tile.size, Square(), tile.param);
+  const auto& tile = tile_of<T>(erased);
+  add_leaves<Term::kSquare>(tile.row_sums[kRowParamSquares], tile.size, Addend<T>{tile.param});
 }
 
 // ---- for benchmarks -------------------------------------------------------------------------------------------------------
@@ -416,7 +399,7 @@ void touch(const std::byte* constants, void* erased) {
         p[i] ^= x;
         ((s[i] ^= x), ...);
       };
-      for_each(tile.size, tile.prefetch, element, p, g, s...);
+      for_each(tile.size, tile.ahead, element, p, g, s...);
     };
     loop(reinterpret_cast<Bits*>(tile.param), reinterpret_cast<const Bits*>(tile.grad),
          reinterpret_cast<Bits*>(tile.states[k])...);

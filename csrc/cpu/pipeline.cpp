@@ -19,7 +19,7 @@ void construct(std::byte* at, const Args&... args) {
 
 // Of `Rule`'s update next to each of the decays.
 template <class Rule, class T, class... DecayStage>
-void update_constants(List<DecayStage...>, const Settings& settings, double step, std::byte* at) {
+void update_constants(List<DecayStage...>, const Settings& settings, Decay decay, double step, std::byte* at) {
   static constexpr void (*kMake[])(const Rule&, const Settings&, double,
                                    std::byte*) = {[](const Rule& rule, const Settings& all, double number, std::byte* to) {
     using Update = typename Rule::template Update<T>;
@@ -27,23 +27,16 @@ void update_constants(List<DecayStage...>, const Settings& settings, double step
     const double rate = all.independent_decay ? 1 : rule.lr;
     construct<Decayed<Update, DecayOp>>(to, Update(rule, number), DecayOp(DecayStage{all.weight_decay}, rate));
   }...};
-  kMake[static_cast<int>(settings.decay)](from_values<Rule>(settings.values.data()), settings, step, at);
+  kMake[static_cast<int>(decay)](from_values<Rule>(settings.values.data()), settings, step, at);
 }
 
 template <class T, class... Rule>
-void update_constants(List<Rule...>, const Settings& settings, double step, std::byte* at) {
-  static constexpr void (*kMake[])(const Settings&, double, std::byte*) = {
-      [](const Settings& all, double number, std::byte* to) { update_constants<Rule, T>(Decays{}, all, number, to); }...};
-  kMake[settings.rule](settings, step, at);
-}
-
-template <class T, class... Rule>
-void direction_constants(List<Rule...>, const Settings& settings, double step, std::byte* at) {
-  static constexpr void (*kMake[])(const Settings&, double,
-                                   std::byte*) = {[](const Settings& all, double number, std::byte* to) {
-    construct<typename Rule::template Update<T>>(to, from_values<Rule>(all.values.data()), number);
+void update_constants(List<Rule...>, const Settings& settings, Decay decay, double step, std::byte* at) {
+  static constexpr void (*kMake[])(const Settings&, Decay, double,
+                                   std::byte*) = {[](const Settings& all, Decay which, double number, std::byte* to) {
+    update_constants<Rule, T>(Decays{}, all, which, number, to);
   }...};
-  kMake[settings.rule](settings, step, at);
+  kMake[settings.rule](settings, decay, step, at);
 }
 
 template <class T, class... Stage, class... Args>
@@ -109,9 +102,9 @@ class Builder {
     pipeline.size = pipeline.n_passes = 0;
     pipeline.scale = settings.scale;
     pipeline.weights = nullptr;
-    pipeline.in_tiles = purpose != Purpose::kUpdate || sweep.row > 0;
     pipeline.by_row = sweep.row > 0;
     pipeline.zeroes_gradient = purpose == Purpose::kZero || (purpose == Purpose::kUpdate && extras.zero_gradient);
+    pipeline.in_tiles = pipeline.by_row || pipeline.zeroes_gradient;
   }
 
   void build() {
@@ -152,12 +145,13 @@ class Builder {
     if (centralize) add(Loop::kCentralize);
     if (noise) add_noise();
 
-    const bool apart = purpose_ != Purpose::kUpdate || extras_.sum_update || settings_.cautious || settings_.trust_ratio;
+    const bool decay_beside = settings_.trust_ratio && !settings_.decay_in_ratio && settings_.decay == Decay::kDecoupled;
+    const bool apart = purpose_ != Purpose::kUpdate || extras_.sum_update || settings_.cautious || decay_beside;
     if (apart) {
       add_update_apart();
       if (purpose_ != Purpose::kUpdate) return end_pass(reads(), 0);
     } else {
-      update_constants<T>(Rules{}, settings_, moment_.step, constants());
+      update_constants<T>(Rules{}, settings_, settings_.decay, moment_.step, constants());
       add(kernels_.update[settings_.rule][static_cast<int>(settings_.decay)][moment_.first]);
     }
     add_param_stages();
@@ -230,20 +224,21 @@ class Builder {
     const bool update = purpose_ == Purpose::kUpdate;
     pipeline_.in_tiles = true;
     if (!shaped_ && (extras_.has_factors || pipeline_.scale != 1)) shape();
-    if (update && extras_.sum_update) add(Loop::kSumRuleGrad);
+    if (update && extras_.sum_update && changes_gradient(settings_)) add(Loop::kSumRuleGrad);
     if (settings_.decay == Decay::kCoupled) add(Loop::kCouple, settings_.weight_decay);
-    direction_constants<T>(Rules{}, settings_, moment_.step, constants());
-    add(kernels_.direction[settings_.rule][!update][moment_.first]);
-    if (purpose_ == Purpose::kAgreement) return add(Loop::kCountAgreeing);
+    // Decay and trust factor come along with the rule, unless something has to see the update before.
+    const bool agreement = purpose_ == Purpose::kAgreement, decays = settings_.decay == Decay::kDecoupled;
+    const bool beside = decays && (settings_.cautious || (settings_.trust_ratio && !settings_.decay_in_ratio));
+    const bool with_decay = decays && !beside && !agreement;
+    update_constants<T>(Rules{}, settings_, with_decay ? Decay::kDecoupled : Decay::kNone, moment_.step, constants());
+    add(kernels_.direction[settings_.rule][with_decay][!update][moment_.first]);
+    if (agreement) return add(Loop::kCountAgreeing);
     if (settings_.cautious) add(Loop::kCautious);
-    const auto decay = [&] {
-      if (settings_.decay != Decay::kDecoupled) return;
-      add(Loop::kDecay, (settings_.independent_decay ? 1 : settings_.lr()) * settings_.weight_decay);
-    };
-    if (settings_.decay_in_ratio) decay();
+    const auto decay = [&] { add(Loop::kDecay, (settings_.independent_decay ? 1 : settings_.lr()) * settings_.weight_decay); };
+    if (beside && settings_.decay_in_ratio) decay();
     if (purpose_ == Purpose::kTrust) return add(Loop::kSumUpdate);
-    if (settings_.trust_ratio) add(Loop::kTrust);
-    if (!settings_.decay_in_ratio) decay();
+    if (settings_.trust_ratio && settings_.cautious) add(Loop::kTrust);
+    if (beside && !settings_.decay_in_ratio) decay();
     if (extras_.sum_update) add(Loop::kSumUpdate);
     add(Loop::kApply);
   }
@@ -268,7 +263,7 @@ class Builder {
     if (moves(kSlow)) add(Loop::kLookahead, settings_.lookahead_alpha);
     if (moves(kEma)) add(Loop::kEma, ema_weight(settings_, moment_.ema_count));
     if (moves(kSwa)) add(Loop::kSwa, 1 / moment_.swa_count);
-    if (extra_bits() != 0 || pipeline_.zeroes_gradient) pipeline_.in_tiles = true;
+    if (extra_bits() != 0) pipeline_.in_tiles = true;
     end_pass(loads | extra_bits(), stores | extra_bits());
   }
 
@@ -283,6 +278,10 @@ class Builder {
 };
 
 }  // namespace
+
+bool changes_gradient(const Settings& settings) {
+  return sums_gradient_apart(settings) || settings.centralize || settings.noise > 0;
+}
 
 bool sums_gradient_apart(const Settings& settings) { return !settings.gradient_stages.empty() || settings.agc != kNoLimit; }
 
@@ -305,7 +304,6 @@ void make_loop_pipeline(Loop loop, int operands, bool writes, Format compute, Pi
   const std::uint32_t all = (1u << operands) - 1;
   pipeline.passes[0] = {0, 1, all, writes ? all & ~2u : 0, nullptr, 0};
   pipeline.size = pipeline.n_passes = 1;
-  pipeline.in_tiles = true;
 }
 
 void make_touch_pipeline(int states, Format compute, Pipeline& pipeline) {

@@ -96,6 +96,9 @@ struct Extras {
 // Whether the norm that clipping goes by is another than that of the gradient as it came.
 bool sums_gradient_apart(const Settings& settings);
 
+// Whether anything but factors stands between the gradient as it came and the rule.
+bool changes_gradient(const Settings& settings);
+
 // Whether a step counts in the equal average.
 bool swa_takes(const Settings& settings, double step);
 

@@ -148,6 +148,7 @@ Outcome Step::run(std::vector<StepItem>& items, const StepOptions& options) {
       if (!finite) outcome.nonfinite = i;
     }
   }
+  if (options.leave_out) outcome.nonfinite = 0;
   if (options.stats) outcome.seen.resize(items.size());
   const auto keep_came = [&] {
     for (std::size_t i = 0; i < outcome.seen.size() && norms; ++i) outcome.seen[i].sums = came[i];
@@ -187,7 +188,10 @@ Outcome Step::run(std::vector<StepItem>& items, const StepOptions& options) {
   const Choose is_trusted = [](const StepItem& item) { return item.settings->trust_ratio; };
   if (any([&](const StepItem& item) { return is_trusted(item); })) {
     sweep(items, options, Purpose::kTrust, false, is_trusted, &sums);
-    for (const std::size_t i : chosen_) factors_[i].trust = trust_ratio(*items[i].settings, sums[i]);
+    for (const std::size_t i : chosen_) {
+      const Settings& settings = *items[i].settings;
+      (settings.cautious ? factors_[i].late_trust : factors_[i].trust) = trust_ratio(settings, sums[i]);
+    }
   }
 
   sweep(items, options, Purpose::kUpdate, options.stats && !norms, nullptr, options.stats ? &sums : nullptr);
@@ -196,6 +200,8 @@ Outcome Step::run(std::vector<StepItem>& items, const StepOptions& options) {
     Sums& seen = outcome.seen[i].sums;
     for (const Sum sum : {kParamSquares, kUpdateSquares, kRuleGradSquares}) seen.at[sum] = sums[i].at[sum];
     if (!norms) seen = sums[i];
+    const double factor = factors_[i].gradient;
+    if (!changes_gradient(*items[i].settings)) seen.at[kRuleGradSquares] = factor * factor * seen.at[kCameSquares];
   }
   return outcome;
 }

@@ -23,6 +23,7 @@ struct StepItem {
 struct StepOptions {
   double clip_norm = kNoLimit;         // over all tensors
   bool checks = false;                 // leave the step out if a gradient has an element that is not finite
+  bool leave_out = false;              // leave it out whatever the gradients are
   bool stats = false;
   bool zero_gradient = false;
   bool zero_skipped = false;           // also where the step is left out

@@ -79,65 +79,65 @@ GRADSTEP_HD T* in_place(const Operand& operand, std::int64_t begin) {
 
 // ---- tiles ----------------------------------------------------------------------------------------------------------------
 
-template <class T>
-GRADSTEP_HD void fill_factors(const Work& work, Tile<T>& tile) {
-  tile.scale = T(work.pipeline->scale);
-  tile.gradient_factor = T(work.factors.gradient);
-  tile.decayed_factor = T(work.factors.decayed);
-  tile.cautious_factor = T(work.factors.cautious);
-  tile.trust_factor = T(work.factors.trust);
-}
+// How far ahead, in elements, memory is asked for operands: by the one loop of a rule; and by a loop that does nothing but add
+// them up, which is at its end sooner. Where several loops go over a tile, the first asks for the next tile, so that it arrives
+// while the others are at work.
+constexpr std::int64_t kAhead = 512, kAheadInSums = 4096;
 
 template <class T>
-GRADSTEP_HD void run(const Pipeline& pipeline, int first, int last, Tile<T>& tile) {
-  for (int i = first; i < last; ++i) pipeline.operations[i](pipeline.constants[i], &tile);
+GRADSTEP_HD void run(const Pipeline& pipeline, const Pass& pass, Tile<T>& tile) {
+  for (int i = pass.begin; i < pass.end; ++i) pipeline.operations[i](pipeline.constants[i], &tile);
 }
 
 // What belongs to one thread while it carries tiles through a pipeline.
 template <class T>
 class Carrier {
  public:
-  Carrier(const Work& work, bool prefetch) : work_(work), sweep_(*work.sweep), pipeline_(*work.pipeline), prefetch_(prefetch) {}
+  Carrier(const Work& work, bool prefetch) : work_(work), sweep_(*work.sweep), pipeline_(*work.pipeline) {
+    tile_.scratch = scratch_;
+    tile_.update = update_;
+    if (prefetch) tile_.ahead = work.pipeline->in_tiles ? kTile : kAheadInSums;
+    tile_.decayed_factor = T(work.factors.decayed);
+    tile_.cautious_factor = T(work.factors.cautious);
+    tile_.trust_factor = T(work.factors.trust);
+    tile_.late_trust_factor = T(work.factors.late_trust);
+    tile_.row_sums = row_sums_;
+    slots_[0] = &tile_.param;
+    slots_[1] = &gradient_;
+    int k = 2;
+    for (int state = 0; state < sweep_.n_states; ++state) slots_[k++] = &tile_.states[state];
+    for (int extra = 0; extra < kMaxExtras; ++extra) {
+      if (sweep_.extras >> extra & 1) slots_[k++] = &tile_.extras[extra];
+    }
+    for (k = 0; k < sweep_.n_operands; ++k) {
+      const Operand& operand = sweep_.operands[k];
+      in_place_[k] = operand.strides ? nullptr : reinterpret_cast<T*>(operand.data);
+      if (!in_place_[k]) copied_ |= 1u << k;
+    }
+  }
 
-  // Carries elements [begin, end), a tile at most, through a pass.
+  // Whether operands are copied, tile by tile.
+  bool copies() const { return copied_ != 0; }
+
+  // Carries elements [begin, end), a tile at most, through a pass. Pipelines of sums alone take more.
   void tile(const Pass& pass, std::int64_t begin, std::int64_t end) {
     const std::int64_t size = end - begin;
-    T* at[kMaxOperands] = {};
-    for (int k = 0; k < sweep_.n_operands; ++k) {
-      if (!(pass.loads >> k & 1)) continue;
-      const Operand& operand = sweep_.operands[k];
-      at[k] = in_place<T>(operand, begin);
-      if (at[k]) continue;
-      at[k] = copies_[k];
-      if (k == 1 && pipeline_.weights) continue;  // read below
-      codec<T>(operand.format, Formats{}).load(sweep_, operand, begin, size, at[k]);
-    }
-    Tile<T> tile{};
-    tile.param = at[0];
-    tile.grad = at[1];
-    for (int k = 0; k < sweep_.n_states; ++k) tile.states[k] = at[2 + k];
-    for (int extra = 0, k = 2 + sweep_.n_states; extra < kMaxExtras; ++extra) {
-      if (sweep_.extras >> extra & 1) tile.extras[extra] = at[k++];
-    }
-    tile.scratch = scratch_;
-    tile.update = update_;
-    tile.begin = begin;
-    tile.size = size;
-    tile.prefetch = prefetch_;
-    fill_factors(work_, tile);
-    tile.row_factor = T(row_.factor);
-    tile.row_mean = T(row_.mean);
-    tile.sums = work_.sums ? work_.sums + begin / block_ : nullptr;
-    tile.row_sums = row_sums_;
-    if (pipeline_.weights && pass.loads & 2) weigh(tile);
+    for (int k = 0; k < sweep_.n_operands; ++k) *slots_[k] = in_place_[k] ? in_place_[k] + begin : copies_[k];
+    tile_.grad = gradient_;
+    tile_.begin = begin;
+    tile_.size = size;
+    tile_.scale = T(pipeline_.scale);
+    tile_.gradient_factor = T(work_.factors.gradient);
+    tile_.row_factor = T(row_.factor);
+    tile_.row_mean = T(row_.mean);
+    tile_.sums = work_.sums ? work_.sums + begin / block_ : nullptr;
+    const bool weighs = pipeline_.weights && pass.loads & 2;
+    if (copied_) load_copies(weighs ? pass.loads & ~2u : pass.loads);
+    if (weighs) weigh();
 
-    run(pipeline_, pass.begin, pass.end, tile);
+    run(pipeline_, pass, tile_);
 
-    for (int k = 0; k < sweep_.n_operands; ++k) {
-      const Operand& operand = sweep_.operands[k];
-      if (pass.stores >> k & 1 && at[k] == copies_[k])
-        codec<T>(operand.format, Formats{}).store(sweep_, operand, begin, size, at[k]);
-    }
+    if (copied_) store_copies(pass.stores);
     if (pipeline_.zeroes_gradient && &pass == &pipeline_.passes[pipeline_.n_passes - 1]) zero_gradients(begin, size);
   }
 
@@ -155,30 +155,44 @@ class Carrier {
  private:
   const Operand& gradient(int i) const { return i == 0 ? sweep_.operands[1] : sweep_.more_gradients[i - 1]; }
 
+  void load_copies(std::uint32_t operands) {
+    for (int k = 0; k < sweep_.n_operands; ++k) {
+      if (!(copied_ & operands & 1u << k)) continue;
+      codec<T>(sweep_.operands[k].format, Formats{}).load(sweep_, sweep_.operands[k], tile_.begin, tile_.size, copies_[k]);
+    }
+  }
+
+  void store_copies(std::uint32_t operands) {
+    for (int k = 0; k < sweep_.n_operands; ++k) {
+      if (!(copied_ & operands & 1u << k)) continue;
+      codec<T>(sweep_.operands[k].format, Formats{}).store(sweep_, sweep_.operands[k], tile_.begin, tile_.size, copies_[k]);
+    }
+  }
+
   // scratch <- w_1 g_1 + w_2 g_2 + ...
-  void weigh(Tile<T>& tile) {
+  void weigh() {
     for (int i = 0; i <= sweep_.n_more_gradients; ++i) {
-      const T* g = in_place<T>(gradient(i), tile.begin);
+      const T* g = in_place<T>(gradient(i), tile_.begin);
       if (!g) {
-        codec<T>(gradient(i).format, Formats{}).load(sweep_, gradient(i), tile.begin, tile.size, copies_[1]);
+        codec<T>(gradient(i).format, Formats{}).load(sweep_, gradient(i), tile_.begin, tile_.size, copies_[1]);
         g = copies_[1];
       }
       const T weight = T(pipeline_.weights[i]);
       T* sum = scratch_;
       if (i == 0) {
-        for_each(tile.size, tile.prefetch, [=](std::int64_t j) GRADSTEP_INLINE_LAMBDA { sum[j] = weight * g[j]; }, g);
+        for_each(tile_.size, tile_.ahead, [=](std::int64_t j) GRADSTEP_INLINE_LAMBDA { sum[j] = weight * g[j]; }, g);
       } else {
-        for_each(tile.size, tile.prefetch, [=](std::int64_t j) GRADSTEP_INLINE_LAMBDA { sum[j] += weight * g[j]; }, g);
+        for_each(tile_.size, tile_.ahead, [=](std::int64_t j) GRADSTEP_INLINE_LAMBDA { sum[j] += weight * g[j]; }, g);
       }
     }
-    tile.grad = scratch_;
+    tile_.grad = scratch_;
   }
 
   void zero_gradients(std::int64_t begin, std::int64_t size) {
     for (int i = 0; i <= sweep_.n_more_gradients; ++i) {
       T* g = in_place<T>(gradient(i), begin);
       T* zeros = g ? g : copies_[1];
-      for_each(size, false, [=](std::int64_t j) GRADSTEP_INLINE_LAMBDA { zeros[j] = T(0); }, zeros);
+      for_each(size, 0, [=](std::int64_t j) GRADSTEP_INLINE_LAMBDA { zeros[j] = T(0); }, zeros);
       if (!g) codec<T>(gradient(i).format, Formats{}).store(sweep_, gradient(i), begin, size, zeros);
     }
   }
@@ -186,8 +200,12 @@ class Carrier {
   const Work& work_;
   const Sweep& sweep_;
   const Pipeline& pipeline_;
-  const bool prefetch_;
   const std::int64_t block_ = sweep_.block();
+  Tile<T> tile_{};
+  T* gradient_ = nullptr;
+  T** slots_[kMaxOperands];  // where the tile has each operand
+  T* in_place_[kMaxOperands];  // null: the operand is copied
+  std::uint32_t copied_ = 0;  // those that are, a bit each
   RowValues row_;
   double row_sums_[kRowSums];
   // Not at a distance of a whole page from each other: a load right after a store at such a distance waits for it.
@@ -200,19 +218,31 @@ class Carrier {
 template <class T>
 GRADSTEP_NOINLINE void sweep_in_tiles(const Work& work, std::int64_t begin, std::int64_t end, bool prefetch) {
   Carrier<T> carrier(work, prefetch);
+  const Sweep& sweep = *work.sweep;
   if (work.pipeline->by_row) {
-    const std::int64_t row = work.sweep->row;
-    for (; begin < end; begin += row) carrier.row(begin, begin + row);
-  } else {
-    for (; begin < end; begin += kTile) carrier.tile(work.pipeline->passes[0], begin, std::min(begin + kTile, end));
+    for (; begin < end; begin += sweep.row) carrier.row(begin, begin + sweep.row);
+    return;
   }
+  // Leaves of sums stand where they have to. Other tiles begin where cache lines do.
+  const Pass& pass = work.pipeline->passes[0];
+  if (!work.sums && !sweep.operands[0].strides) {
+    const std::int64_t head = to_next_line(in_place<T>(sweep.operands[0], begin));
+    if (head > 0) {
+      const std::int64_t first = std::min(begin + kTile - 64 / static_cast<std::int64_t>(sizeof(T)) + head, end);
+      carrier.tile(pass, begin, first);
+      begin = first;
+    }
+  }
+  const std::int64_t step = work.pipeline->in_tiles || carrier.copies() ? kTile : kSumBlock;
+  for (; begin < end; begin += step) carrier.tile(pass, begin, std::min(begin + step, end));
 }
 
 template <class T>
 void sweep(const Work& work, std::int64_t begin, std::int64_t end, bool prefetch) {
+  if (begin == end) return;
   const Sweep& sweep = *work.sweep;
   const Pipeline& pipeline = *work.pipeline;
-  bool direct = !pipeline.in_tiles;
+  bool direct = !pipeline.in_tiles && !work.sums;
   for (int k = 0; k < sweep.n_operands; ++k) direct = direct && !sweep.operands[k].strides;
   if (!direct) return sweep_in_tiles<T>(work, begin, end, prefetch);
 
@@ -222,9 +252,12 @@ void sweep(const Work& work, std::int64_t begin, std::int64_t end, bool prefetch
   for (int k = 0; k < sweep.n_states; ++k) tile.states[k] = in_place<T>(sweep.operands[2 + k], begin);
   tile.begin = begin;
   tile.size = end - begin;
-  tile.prefetch = prefetch;
-  fill_factors(work, tile);
-  run(pipeline, 0, pipeline.size, tile);
+  tile.ahead = prefetch ? kAhead : 0;
+  tile.scale = T(pipeline.scale);
+  tile.gradient_factor = T(work.factors.gradient);
+  tile.decayed_factor = T(work.factors.decayed);
+  tile.trust_factor = T(work.factors.trust);
+  run(pipeline, pipeline.passes[0], tile);
 }
 
 }  // namespace

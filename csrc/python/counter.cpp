@@ -70,7 +70,6 @@ double Counter::read(PyObject* dict, PyObject* name, PyObject* object, Holds& ho
 double Scalar::read(PyObject* dict, PyObject* name, PyObject* object, Holds& holds) {
   const double value = take(dict, name, object, holds);
   if (kind_ == 'i') type_problem("must be a float, or a float32 or float64 array");
-  if (!std::isfinite(value)) value_problem("must be finite, got " + py::repr(object).cast<std::string>());
   return value;
 }
 

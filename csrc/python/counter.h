@@ -37,7 +37,7 @@ class Counter : public Number {
   void write(double count) const { set(count, true); }
 };
 
-// Any number that is finite.
+// Any number.
 class Scalar : public Number {
  public:
   double read(PyObject* dict, PyObject* name, PyObject* object, Holds& holds);

@@ -3,7 +3,6 @@
 #include <pybind11/numpy.h>
 
 #include <algorithm>
-#include <bit>
 
 namespace gradstep::python {
 namespace py = pybind11;
@@ -61,8 +60,6 @@ void check_output(const View& view) {
 }
 
 }  // namespace
-
-int Roles::n_extras() const { return std::popcount(extras); }
 
 Entry::Change Entry::update(const View* views, const Roles& roles, PyObject* const* objects) {
   thread_local std::vector<std::int64_t> now;

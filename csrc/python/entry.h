@@ -20,7 +20,8 @@ struct OperandProblem {
 // What the operands of an entry are. They come in this order: parameter, gradient, states, extras, further gradients.
 struct Roles {
   int n_states = 0;
-  std::uint32_t extras = 0;       // a bit for each Extra
+  int n_extras = 0;
+  std::uint32_t extras = 0;       // a bit for each Extra that there is
   int n_gradients = 1;
   bool writes_gradients = false;
   bool reads_only = false;        // nothing is written
@@ -28,8 +29,7 @@ struct Roles {
   bool rows = false;              // tensors of at least two dimensions are swept by row
   bool always_rows = false;       // others too, as one row
 
-  int n_extras() const;
-  int n_operands() const { return 2 + n_states + n_extras(); }      // without the further gradients
+  int n_operands() const { return 2 + n_states + n_extras; }      // without the further gradients
   int n_views() const { return n_operands() + n_gradients - 1; }
   bool is_gradient(int k) const { return k == 1 || k >= n_operands(); }
   bool is_output(int k) const { return !reads_only && (writes_gradients || !is_gradient(k)); }

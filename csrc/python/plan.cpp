@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <bit>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -54,6 +55,7 @@ Conditions parse_conditions(const py::object& given) {
   conditions.options.clip_norm = clip_norm.value_or(cpu::kNoLimit);
   conditions.raises = nonfinite == "raise";
   conditions.options.checks = nonfinite != "propagate";
+  conditions.options.leave_out = nonfinite == "leave out";
   conditions.options.stats = stats;
   conditions.options.zero_gradient = zero_grad;
   conditions.options.zero_skipped = zero_grad && !conditions.raises;
@@ -115,6 +117,7 @@ void Plan::add_group(py::handle kernel, const cpu::StepOptions& options) {
   }
   group.roles.n_states = static_cast<int>(group.rule->states.size());
   group.roles.extras = group.settings.extras();
+  group.roles.n_extras = std::popcount(group.roles.extras);
   group.roles.n_gradients = options.n_gradients;
   group.roles.writes_gradients = options.zero_gradient;
   group.roles.in_order = group.settings.noise > 0;
@@ -169,6 +172,7 @@ void Plan::find_states(Item& item, PyObject* dict, const py::object& make_state,
       holds_.object(*to[i]);
       continue;
     }
+    if (wanted[i] == names().step) item.step_is_new = true;
     if (!missing) missing = py::list();
     if (PyList_Append(missing.ptr(), wanted[i]) != 0) throw py::error_already_set();
     if (i < n_states) item.moment.first = rule.has_first;
@@ -373,7 +377,9 @@ void Plan::take_all(std::size_t first) {
     for (std::size_t i = first; i < items_.size(); ++i) {
       const Item& item = items_[i];
       for (int k = 0; k < group_of(item).roles.n_operands(); ++k) ask(item.operands[k]);
-      if (item.step) ask(item.step);
+      for (PyObject* number : {item.step, item.ema, item.swa}) {
+        if (number) ask(number);
+      }
     }
   };
   for_objects([](PyObject* object) { prefetch<64>(object); });
@@ -400,7 +406,9 @@ void Plan::take_numbers(Item& item) {
     if (!item.dict && !item.fresh && !item.norm_state.is_array())
       refuse(item, kNormState, {PyExc_TypeError, "must be an array of one number"});
   }
-  moment.first = moment.first || (item.step && moment.step == 1 && group_of(item).rule->has_first);
+  // A count that only begins now says nothing of states that are there.
+  const bool first_step = item.step && moment.step == 1 && !item.step_is_new;
+  moment.first = moment.first || (first_step && group_of(item).rule->has_first);
 }
 
 void Plan::take(Item& item) {

@@ -20,8 +20,9 @@
 
 namespace gradstep::python {
 
-// What holds for a whole step, as Python gives it: (clip_norm or None, "propagate" | "skip" | "raise", stats, zero_grad,
-// weights). `weights`, if not None, is a tuple: the gradients are as many lists.
+// What holds for a whole step, as Python gives it: (clip_norm or None, what to do with a gradient that is not finite, stats,
+// zero_grad, weights). The second is "propagate", "skip", "raise", or "leave out": skip, whatever the gradients are. `weights`,
+// if not None, is a tuple: the gradients are as many lists.
 struct Conditions {
   cpu::StepOptions options;
   bool raises = false;
@@ -74,6 +75,7 @@ class Plan {
     // Where the numbers beside the states stand, and what they are.
     PyObject *dict = nullptr, *fresh = nullptr;  // `fresh`: those that were made for this step
     PyObject *step = nullptr, *ema = nullptr, *swa = nullptr, *norm = nullptr;
+    bool step_is_new = false;
     Counter step_count = {}, ema_count = {}, swa_count = {};
     Scalar norm_state = {};
     double norm_squared = 0;

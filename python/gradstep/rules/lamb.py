@@ -27,6 +27,7 @@ def _kernel(
 def _trusting(options: Mapping[str, Any], weight_decay: float, always_adapt: bool, decay_in_ratio: bool) -> dict[str, Any]:
     """Return the options with the trust ratio on, unless there is to be none."""
     adapt = always_adapt or weight_decay != 0
+    options = {name: value for name, value in options.items() if name != "trust_ratio" or value is not None}
     return {"trust_ratio": adapt, **options, "decay_in_ratio": decay_in_ratio} if adapt else {**options, "trust_ratio": False}
 
 

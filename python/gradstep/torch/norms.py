@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -57,7 +57,9 @@ def clip_grad_norm_(
     params = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
     grads = [param.grad for param in params if param.grad is not None]
     if not grads or float(norm_type) != 2.0 or not all(map(_is_plain, grads)):
-        return torch.nn.utils.clip_grad_norm_(params, max_norm, norm_type, error_if_nonfinite, foreach)
+        # A generator stays one: of an empty one torch warns.
+        given = (param for param in params) if isinstance(parameters, Iterator) else params
+        return torch.nn.utils.clip_grad_norm_(given, max_norm, norm_type, error_if_nonfinite, foreach)
     norm = math.sqrt(_core.sum_of_squares(grads, "clip_grad_norm_", "gradients"))
     if error_if_nonfinite and not math.isfinite(norm):
         raise RuntimeError(

@@ -25,7 +25,7 @@ _OF_ALL = {"clip_norm": "clip_norm", "on_nonfinite": "on_nonfinite", "zero_grad"
 """Options that hold for all parameters together, and the attributes that keep them: `zero_grad` is a method of torch's."""
 
 # Numbers in the states. torch rounds them to the dtype of the parameter when it loads them.
-_NUMBERS = ("step", "ema_count", "swa_count", "grad_norm_sq")
+_NUMBERS = frozenset({"step", "ema_count", "swa_count", "grad_norm_sq"})
 
 # Choices of torch that this engine has nothing to set against: it runs no autograd and no CUDA graph.
 _REFUSED = {
@@ -138,6 +138,13 @@ class OneSweep(HoldsAverages, Optimizer):
         """Load states and settings, as `torch.optim.Optimizer.load_state_dict` does; options that they do not name stay."""
         before = [{name: group[name] for name in OPTIONS & group.keys()} for group in self.param_groups]
         super().load_state_dict(state_dict)
+        # torch has rounded numbers to the dtype of the parameter.
+        saved = [key for group in state_dict["param_groups"] for key in group["params"]]
+        params = [param for group in self.param_groups for param in group["params"]]
+        for key, param in zip(saved, params, strict=True):
+            theirs = state_dict["state"].get(key, {})
+            for name in _NUMBERS & theirs.keys():
+                self.state[param][name] = torch.as_tensor(theirs[name]).to("cpu", torch.float64, copy=True)
         for group, options in zip(self.param_groups, before, strict=True):
             for name, value in options.items():
                 group.setdefault(name, value)
@@ -167,12 +174,11 @@ class OneSweep(HoldsAverages, Optimizer):
 
     def _conditions(self, *, stats: bool, weights: tuple[float, ...] | None = None, skip: bool = False) -> Any:
         options = {name: getattr(self, attribute) for name, attribute in _OF_ALL.items()}
-        if skip:
-            options["on_nonfinite"] = "skip"
         try:
-            return make_conditions(options, stats=stats, weights=weights)
+            conditions = make_conditions(options, stats=stats, weights=weights)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{type(self).__name__}: {error}") from None
+        return (conditions[0], "leave out", *conditions[2:]) if skip and conditions else conditions
 
     def rule_of(self, group: Mapping[str, Any]) -> type[Rule]:  # noqa: ARG002
         """Return the rule that the settings of a group ask for."""
@@ -257,16 +263,30 @@ def _step(
     try:
         seen = optimizer._plan.step(params, sources, params, optimizer.state, groups, optimizer._make_state, conditions)
     except (TypeError, ValueError):
-        if conditions is not None or not any(p.grad is not None and p.grad.layout != torch.strided for p in params):
+        _forget_scaler(optimizer)
+        if (
+            conditions is not None
+            or optimizer.on_nonfinite != "propagate"
+            or not any(p.grad is not None and p.grad.layout != torch.strided for p in params)
+        ):
             raise
         _torch_step(optimizer, grad_scale)
         return loss
+    except FloatingPointError:
+        _forget_scaler(optimizer)
+        raise
     if seen is None or seen[0]:
         optimizer.steps += 1
     if not stats or seen is None:
         return loss
     made = make_stats(optimizer.steps + (not seen[0]), _keys_of(optimizer), seen)
     return made if closure is None else (loss, made)
+
+
+def _forget_scaler(optimizer: OneSweep) -> None:
+    """Take off what GradScaler left for a step that it will not hear the end of."""
+    for name in ("grad_scale", "found_inf"):
+        vars(optimizer).pop(name, None)
 
 
 def _sources(optimizer: OneSweep, grads: Sources) -> tuple[list[list[torch.Tensor | None]], tuple[float, ...]]:

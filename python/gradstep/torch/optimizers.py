@@ -61,6 +61,7 @@ class Lion(OneSweep):
         betas: weight of the average in the update, and its decay rate a step, each in [0, 1).
         weight_decay: the share of a parameter that decays a step, in units of `lr`.
         maximize: follow the gradient instead of descending along it.
+        options: what happens around the rule: see `gradstep.options.Options`.
 
     Raises:
         ValueError: for settings out of range.

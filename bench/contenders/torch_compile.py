@@ -1,0 +1,97 @@
+"""The whole step as one function that torch.compile turns into loops of C++: what torch can do, for those who write it so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..problem import Problem
+from .base import Contender, Run, UnsupportedError
+from .torch_arrays import tensors
+
+if TYPE_CHECKING:
+    import torch
+
+_KNOWN = {"grad_scale", "clip_norm", "ema_decay", "zero_grad"}
+_MOST_TENSORS = 8  # more are compiled for minutes
+
+
+class TorchCompile(Contender):
+    """AdamW and LAMB, with scaling, clipping, averaging and zeroing around them."""
+
+    name = "torch-compile"
+    about = "the whole step in a function compiled by torch (adamw and lamb); only when named"
+    package = "torch"
+    peer = "gradstep-torch"
+    on_request = True
+    whole = True
+
+    def prepare(self, problem: Problem) -> Run:
+        import torch
+
+        rule = problem.rule
+        if rule.name not in ("adamw", "lamb"):
+            raise UnsupportedError("measured for adamw and lamb only")
+        if unknown := sorted(rule.chain.active.keys() - _KNOWN):
+            raise UnsupportedError(f"torch has no {', '.join(unknown)}")
+        if len(problem.params) > _MOST_TENSORS:
+            raise UnsupportedError(f"compiles for minutes: measured for up to {_MOST_TENSORS} tensors")
+        params = tensors(problem)
+        plain, grads = [param.detach() for param in params], [param.grad for param in params]
+        states = {name: [torch.from_numpy(array) for array in arrays] for name, arrays in problem.states.items()}
+        torch._dynamo.reset()  # of other shapes, for which one function is not compiled over and over
+        compiled = torch.compile(_make_step(rule.name, rule.settings, rule.chain.active), dynamic=False)
+        beta1, beta2 = rule.settings["betas"]
+        count = 0
+
+        def step() -> None:
+            nonlocal count
+            count += 1
+            weight = 1.0 if count == 1 else 1 - rule.chain.active.get("ema_decay", 0.0)
+            # Tensors, as numbers would be compiled in.
+            changing = [torch.tensor(x, dtype=plain[0].dtype) for x in (1 - beta1**count, 1 - beta2**count, weight)]
+            with torch.no_grad():
+                compiled(plain, grads, states, *changing)
+
+        return Run(step, lambda: problem.params)
+
+    def set_threads(self, n: int) -> None:
+        import torch
+
+        torch.set_num_threads(n)
+
+
+def _make_step(rule: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> Callable[..., None]:
+    import torch
+
+    lr, eps, decay = settings["lr"], settings["eps"], settings["weight_decay"]
+    beta1, beta2 = settings["betas"]
+
+    def step(
+        params: list[torch.Tensor],
+        grads: list[torch.Tensor],
+        states: Mapping[str, list[torch.Tensor]],
+        correction1: torch.Tensor,
+        correction2: torch.Tensor,
+        weight: torch.Tensor,
+    ) -> None:
+        now = [options.get("grad_scale", 1.0) * grad for grad in grads]
+        if "clip_norm" in options:
+            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in now]))
+            factor = torch.clamp(options["clip_norm"] / (norm + 1e-6), max=1.0)
+            now = [grad * factor for grad in now]
+        for i, (p, g) in enumerate(zip(params, now, strict=True)):
+            m, v = states["exp_avg"][i], states["exp_avg_sq"][i]
+            m.lerp_(g, 1 - beta1)
+            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+            update = m / correction1 / ((v / correction2).sqrt() + eps) + decay * p
+            if rule == "lamb":
+                p_norm, u_norm = torch.linalg.vector_norm(p), torch.linalg.vector_norm(update)
+                update = update * torch.where((p_norm > 0) & (u_norm > 0), p_norm / u_norm, 1.0)
+            p.sub_(lr * update)
+            if "ema_decay" in options:
+                states["ema"][i].lerp_(p, weight)
+            if "zero_grad" in options:
+                grads[i].zero_()
+
+    return step
