@@ -24,8 +24,9 @@ Sources = Sequence[tuple[float, Sequence[torch.Tensor | None]]]
 _OF_ALL = {"clip_norm": "clip_norm", "on_nonfinite": "on_nonfinite", "zero_grad": "zeroes_grad"}
 """Options that hold for all parameters together, and the attributes that keep them: `zero_grad` is a method of torch's."""
 
-# Numbers in the states. torch rounds them to the dtype of the parameter when it loads them.
-_NUMBERS = frozenset({"step", "ema_count", "swa_count", "grad_norm_sq"})
+# Numbers in the states beside `step`, and where they begin. Python's, which torch saves and loads as they are: tensors it would
+# round to the dtype of the parameter.
+_NUMBERS: dict[str, int | float] = {"ema_count": 0, "swa_count": 0, "grad_norm_sq": 0.0}
 
 # Choices of torch that this engine has nothing to set against: it runs no autograd and no CUDA graph.
 _REFUSED = {
@@ -138,13 +139,6 @@ class OneSweep(HoldsAverages, Optimizer):
         """Load states and settings, as `torch.optim.Optimizer.load_state_dict` does; options that they do not name stay."""
         before = [{name: group[name] for name in OPTIONS & group.keys()} for group in self.param_groups]
         super().load_state_dict(state_dict)
-        # torch has rounded numbers to the dtype of the parameter.
-        saved = [key for group in state_dict["param_groups"] for key in group["params"]]
-        params = [param for group in self.param_groups for param in group["params"]]
-        for key, param in zip(saved, params, strict=True):
-            theirs = state_dict["state"].get(key, {})
-            for name in _NUMBERS & theirs.keys():
-                self.state[param][name] = torch.as_tensor(theirs[name]).to("cpu", torch.float64, copy=True)
         for group, options in zip(self.param_groups, before, strict=True):
             for name, value in options.items():
                 group.setdefault(name, value)
@@ -184,11 +178,13 @@ class OneSweep(HoldsAverages, Optimizer):
         """Return the rule that the settings of a group ask for."""
         return self.rule
 
-    def _make_state(self, group: int, param: torch.Tensor, names: list[str]) -> dict[str, torch.Tensor]:
-        fresh = {}
+    def _make_state(self, group: int, param: torch.Tensor, names: list[str]) -> dict[str, Any]:
+        fresh: dict[str, Any] = {}
         for name in names:
-            if name in _NUMBERS:
+            if name == "step":
                 fresh[name] = torch.zeros((), dtype=torch.float64)
+            elif name in _NUMBERS:
+                fresh[name] = _NUMBERS[name]
             elif name == "slow":
                 fresh[name] = param.detach().clone(memory_format=torch.preserve_format)
             else:
@@ -222,10 +218,9 @@ def _check(optimizer: OneSweep, group: Mapping[str, Any]) -> None:
 def _new_plan(optimizer: OneSweep) -> _core.Plan:
     # torch's counts are float32, which ends at 2^24 steps; a double goes on to 2^53, and torch loads it as well.
     for state in optimizer.state.values():
-        for name in _NUMBERS:
-            number = state.get(name)
-            if isinstance(number, torch.Tensor) and number.dtype != torch.float64:
-                state[name] = number.to("cpu", torch.float64)
+        step = state.get("step")
+        if isinstance(step, torch.Tensor) and step.dtype != torch.float64:
+            state["step"] = step.to("cpu", torch.float64)
     return _core.Plan(f"{type(optimizer).__name__}.step", _core.Face.torch, optimizer.counts_steps)
 
 
