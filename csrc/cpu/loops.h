@@ -346,9 +346,12 @@ void count_grad(const std::byte*, void* erased) {
   for (std::int64_t i = 0; i < tile.size; ++i) {
     const Bits x = std::bit_cast<Bits>(scale * g[i]) & kMagnitude;
     largest = x > largest ? x : largest;
+    zeros += x == 0;
+  }
+  for (std::int64_t i = 0; largest >= kInfinity && i < tile.size; ++i) {
+    const Bits x = std::bit_cast<Bits>(scale * g[i]) & kMagnitude;
     nans += x > kInfinity;
     infs += x == kInfinity;
-    zeros += x == 0;
   }
   Sums here;
   here.at[kMaxAbs] = static_cast<double>(std::bit_cast<T>(largest));
