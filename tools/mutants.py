@@ -15,7 +15,7 @@ from shutil import copytree, ignore_patterns
 
 from build import ROOT, build
 
-TESTS = ["tests/test_values.py"]
+TESTS = ["tests/test_values.py", "tests/test_norms.py", "tests/test_stages.py"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,18 @@ class Mutant:
 MUTANTS = [
     Mutant(
         "a skipped tail",
-        "csrc/cpu/kernels.cpp",
+        "csrc/cpu/loops.h",
         "for (std::int64_t j = i; j < size; ++j) element(j);",
         "for (std::int64_t j = i; j < size / 4 * 4; ++j) element(j);",
     ),
     Mutant("a wrong beta", "csrc/rules/adam.h", "rest2(T(1 - rule.beta2))", "rest2(T(1 - rule.beta1))"),
+    Mutant(
+        "a sum in another order",
+        "csrc/core/norms.h",
+        "eight[0] + eight[4], eight[1] + eight[5]",
+        "eight[0] + eight[5], eight[1] + eight[4]",
+    ),
+    Mutant("a clip factor without its epsilon", "csrc/cpu/step.cpp", "limit / (norm + 1e-6)", "limit / norm"),
 ]
 
 

@@ -30,8 +30,11 @@ for library in $libraries; do preload+="$("$compiler" -print-file-name="$library
 
 # What the tests compare with (torch, its OpenMP, SciPy's BLAS) is not instrumented, so threads of its own look like races: those
 # tests are left out. So are those of memory in use, which counts what a sanitizer keeps back, and the one that crashes on purpose.
-left_out="torch or grow or needs_no_memory or guard_pages_guard"
-tests=(tests/test_values.py tests/test_layouts.py tests/test_refused.py tests/test_numpy.py tests/test_memory.py tests/test_threads.py)
+left_out="torch or optax or grow or needs_no_memory or guard_pages_guard"
+tests=()
+for name in values layouts refused numpy memory threads stages stages_refused norms norm_rules skip averages statistics noise; do
+  tests+=("tests/test_$name.py")
+done
 for argument in "$@"; do
   if [ -e "${argument%%::*}" ]; then tests=(); fi
 done
