@@ -50,7 +50,7 @@ MUTANTS = [
         "eight[0] + eight[4], eight[1] + eight[5]",
         "eight[0] + eight[5], eight[1] + eight[4]",
     ),
-    Mutant("a clip factor without its epsilon", "csrc/cpu/step.cpp", "limit / (norm + 1e-6)", "limit / norm"),
+    Mutant("a clip factor without its epsilon", "csrc/core/factors.h", "limit / (norm + 1e-6)", "limit / norm"),
 ]
 
 

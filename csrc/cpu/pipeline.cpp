@@ -1,9 +1,8 @@
 #include "pipeline.h"
 
-#include <algorithm>
-#include <cmath>
 #include <new>
 
+#include "../core/factors.h"
 #include "isa.h"
 
 namespace gradstep::cpu {
@@ -46,42 +45,6 @@ void stage_constants(List<Stage...>, const Settings::Stage& stage, std::byte* at
     construct<typename Stage::template Op<T>>(to, from_values<Stage>(values), more...);
   }...};
   kMake[stage.stage](stage.values.data(), at, args...);
-}
-
-double ema_weight(const Settings& settings, double n) {
-  const double d = settings.ema_decay;
-  if (settings.ema_correction == EmaCorrection::kBias) return (1 - d) / (1 - std::pow(d, n));
-  if (n == 1) return 1;
-  return 1 - (settings.ema_correction == EmaCorrection::kWarmup ? std::min(d, (1 + n) / (10 + n)) : d);
-}
-
-// ---- rows -----------------------------------------------------------------------------------------------------------------
-
-struct GradientRowConstants {
-  double agc, eps;  // agc is infinite where there is none
-};
-
-RowValues finish_gradient_row(const std::byte* constants, const double* sums, std::int64_t length, double gradient_factor) {
-  const auto [agc, eps] = *reinterpret_cast<const GradientRowConstants*>(constants);
-  RowValues values;
-  if (agc != kNoLimit) {
-    const double param = std::sqrt(sums[kRowParamSquares]), grad = std::sqrt(sums[kRowGradSquares]);
-    const double limit = agc * (param < eps ? eps : param);
-    if (grad > limit) values.factor = limit / std::max(grad, 1e-6);
-  }
-  values.mean = values.factor * gradient_factor * sums[kRowGrad] / static_cast<double>(length);
-  return values;
-}
-
-RowValues finish_group_lasso(const std::byte* constants, const double* sums, std::int64_t, double) {
-  const double threshold = *reinterpret_cast<const double*>(constants), norm = std::sqrt(sums[kRowParamSquares]);
-  const double left = 1 - threshold / norm;
-  return {norm == 0 || left < 0 ? 0 : left, 0};
-}
-
-RowValues finish_max_norm(const std::byte* constants, const double* sums, std::int64_t, double) {
-  const double limit = *reinterpret_cast<const double*>(constants), norm = std::sqrt(sums[kRowParamSquares]);
-  return {norm > limit ? limit / norm : 1, 0};
 }
 
 // ---- the pipeline ---------------------------------------------------------------------------------------------------------
@@ -127,8 +90,8 @@ class Builder {
       add_gradient_stages(false);
       const int constants = pipeline_.size;
       add(Loop::kSumRow);
-      construct<GradientRowConstants>(pipeline_.constants[constants], settings_.agc, settings_.agc_eps);
-      end_pass(reads(), 0, finish_gradient_row, constants);
+      construct<GradientRow>(pipeline_.constants[constants], settings_.agc, settings_.agc_eps);
+      end_pass(reads(), 0, finish_row<GradientRow>, constants);
     }
     if (purpose_ == Purpose::kNorms) {
       add_gradient_stages(extras_.count_gradient);
@@ -191,9 +154,8 @@ class Builder {
 
   // Whether this step changes an extra.
   bool moves(Extra extra) const {
-    if (!settings_.has(extra)) return false;
-    if (extra == kSlow) return std::fmod(moment_.step, settings_.lookahead_steps) == 0;
-    return extra == kEma || swa_takes(settings_, moment_.step);
+    if (extra == kSlow) return lookahead_moves(settings_, moment_.step);
+    return extra == kSwa ? swa_takes(settings_, moment_.step) : settings_.has(kEma);
   }
 
   void add_gradient_stages(bool count) {
@@ -213,7 +175,7 @@ class Builder {
   }
 
   void add_noise() {
-    const double sigma = std::sqrt(settings_.noise / std::pow(1 + moment_.step, settings_.noise_decay));
+    const double sigma = noise_sigma(settings_, moment_.step);
     const auto step = static_cast<std::uint64_t>(moment_.step);
     add(Loop::kNoise, NoiseConstants{sigma, static_cast<std::uint64_t>(settings_.seed),
                                      static_cast<std::uint32_t>(moment_.position), static_cast<std::uint32_t>(step)});
@@ -250,15 +212,15 @@ class Builder {
       add(kernels_.param_stages[stage.stage]);
     }
     std::uint32_t loads = reads(), stores = writes();
-    const auto project = [&](double limit, RowOperation finish) {
+    const auto project = [&]<class Row>(Row row) {
       const int at = pipeline_.size;
-      add(Loop::kSumParamRow, limit);
-      end_pass(loads, stores, finish, at);
+      add(Loop::kSumParamRow, row);
+      end_pass(loads, stores, finish_row<Row>, at);
       loads = stores = 1;
       add(Loop::kScaleParamRow);
     };
-    if (moment_.has_rows && settings_.group_lasso > 0) project(settings_.lr() * settings_.group_lasso, finish_group_lasso);
-    if (moment_.has_rows && settings_.max_norm != kNoLimit) project(settings_.max_norm, finish_max_norm);
+    if (moment_.has_rows && settings_.group_lasso > 0) project(GroupLasso{settings_.lr() * settings_.group_lasso});
+    if (moment_.has_rows && settings_.max_norm != kNoLimit) project(MaxNorm{settings_.max_norm});
 
     if (moves(kSlow)) add(Loop::kLookahead, settings_.lookahead_alpha);
     if (moves(kEma)) add(Loop::kEma, ema_weight(settings_, moment_.ema_count));
@@ -278,16 +240,6 @@ class Builder {
 };
 
 }  // namespace
-
-bool changes_gradient(const Settings& settings) {
-  return sums_gradient_apart(settings) || settings.centralize || settings.noise > 0;
-}
-
-bool sums_gradient_apart(const Settings& settings) { return !settings.gradient_stages.empty() || settings.agc != kNoLimit; }
-
-bool swa_takes(const Settings& settings, double step) {
-  return settings.swa_every > 0 && step > settings.swa_start && std::fmod(step - settings.swa_start, settings.swa_every) == 0;
-}
 
 void make_pipeline(const Settings& settings, const Moment& moment, Format compute, const Sweep& sweep, Purpose purpose,
                    const Extras& extras, Pipeline& pipeline) {

@@ -1,77 +1,10 @@
 // From settings to the operations and constants of one step.
 #pragma once
 
-#include <limits>
-#include <vector>
-
+#include "../core/settings.h"
 #include "kernels.h"
 
 namespace gradstep::cpu {
-
-inline constexpr double kNoLimit = std::numeric_limits<double>::infinity();
-
-// How the average of a parameter weighs the newest: see docs/stages.md.
-enum class EmaCorrection { kNone, kBias, kWarmup };
-
-// What a per-tensor norm does to the gradient, beside clipping.
-enum class Adaptation { kNone, kLars, kNovograd };
-
-// A rule with its settings and the stages around it, as numbers: the same for every tensor of a group.
-struct Settings {
-  int rule = 0;                 // index in the registry
-  std::vector<double> values;   // in the order of the rule's fields; the first is lr
-  struct Stage {
-    int stage;                  // index in GradientStages or ParamStages
-    std::vector<double> values;
-  };
-
-  double scale = 1;                                          // grad_scale, negative to maximize
-  std::vector<Stage> gradient_stages;                        // in order
-  double agc = kNoLimit, agc_eps = 0;
-  double clip_norm = kNoLimit;                               // of each tensor
-  bool centralize = false;
-  double noise = 0, noise_decay = 0, seed = 0;               // its variance at step t is noise / (1 + t)^noise_decay
-  Adaptation adaptation = Adaptation::kNone;
-  double coefficient = 0, adaptation_eps = 0, norm_beta = 0; // LARS: trust coefficient, eps; NovoGrad: beta2, eps
-  Decay decay = Decay::kNone;
-  double weight_decay = 0;
-  bool independent_decay = false;                            // decoupled, and not times lr
-  bool cautious = false;
-  bool trust_ratio = false;
-  double trust_low = 0, trust_high = kNoLimit;
-  bool decay_in_ratio = true;  // the update that the ratio looks at and scales has the decay in it
-  std::vector<Stage> param_stages;                           // in order
-  double group_lasso = 0, max_norm = kNoLimit;
-  double lookahead_steps = 0, lookahead_alpha = 0;
-  double ema_decay = -1;                                     // negative: no average
-  EmaCorrection ema_correction = EmaCorrection::kNone;
-  double swa_start = 0, swa_every = 0;                       // every 0: no average
-
-  double lr() const { return values[0]; }
-  bool has(Extra extra) const { return extra == kEma ? ema_decay >= 0 : extra == kSwa ? swa_every > 0 : lookahead_steps > 0; }
-  // Whether a stage asks for the rows of a tensor of at least two dimensions; adaptive clipping asks for those of any.
-  bool wants_rows() const { return centralize || group_lasso > 0 || max_norm != kNoLimit; }
-  // Whether a stage goes by the number of the step.
-  bool wants_step() const { return has(kSlow) || has(kSwa) || noise > 0 || adaptation == Adaptation::kNovograd; }
-  std::uint32_t extras() const {
-    std::uint32_t bits = 0;
-    for (int extra = 0; extra < kMaxExtras; ++extra)
-      bits |= static_cast<std::uint32_t>(has(static_cast<Extra>(extra))) << extra;
-    return bits;
-  }
-  bool wants_gradient_norms() const { return clip_norm != kNoLimit || adaptation != Adaptation::kNone; }
-};
-
-// What differs from one tensor's step to the next within a group.
-struct Moment {
-  double step = 2;                  // the number of this step, from 1
-  bool first = false;               // the states hold nothing yet
-  bool has_rows = false;            // the tensor has two dimensions at least
-  double ema_count = 1, swa_count = 1;  // averages, with the one of this step
-  std::int64_t position = 0;        // of the parameter in its optimizer
-
-  bool operator==(const Moment&) const = default;
-};
 
 // What a sweep is for. All but the last two write nothing.
 enum class Purpose {
@@ -92,15 +25,6 @@ struct Extras {
   bool several_gradients = false;
   const double* weights = nullptr;  // of the gradients, one or several; the settings' scale is in them
 };
-
-// Whether the norm that clipping goes by is another than that of the gradient as it came.
-bool sums_gradient_apart(const Settings& settings);
-
-// Whether anything but factors stands between the gradient as it came and the rule.
-bool changes_gradient(const Settings& settings);
-
-// Whether a step counts in the equal average.
-bool swa_takes(const Settings& settings, double step);
 
 // Fills the pipeline of one tensor's step, with the loops of the instruction set in use.
 void make_pipeline(const Settings& settings, const Moment& moment, Format compute, const Sweep& sweep, Purpose purpose,

@@ -3,51 +3,26 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../core/factors.h"
 #include "../core/portable.h"
 #include "run.h"
 
 namespace gradstep::cpu {
 namespace {
 
-// torch's clip_grad_norm_: NaN for a NaN norm.
-double clip_factor(double limit, double norm) {
-  const double factor = limit / (norm + 1e-6);
-  return factor > 1 ? 1 : factor;
-}
-
 double squares_for_clipping(const Settings& settings, const Sums& sums, bool counted) {
   return sums.at[counted && !sums_gradient_apart(settings) ? kCameSquares : kGradSquares];
 }
 
-// How long the gradient shall be, beside clipping: LARS and NovoGrad.
+// What LARS and NovoGrad do to the gradient, whose norm is that of what clipping has left.
 void adapt(const StepItem& item, double grad_norm, const Sums& sums, Factors& factors) {
   const Settings& settings = *item.settings;
   if (settings.adaptation == Adaptation::kLars) {
-    const double param_norm = std::sqrt(sums.at[kParamSquares]);
-    if (param_norm == 0 || grad_norm == 0) return;
-    const bool coupled = settings.decay == Decay::kCoupled;
-    const double decay = coupled ? settings.weight_decay : 0;
-    const double rate = settings.coefficient * param_norm / (grad_norm + decay * param_norm + settings.adaptation_eps);
-    if (coupled) factors.decayed = rate;
-    else factors.gradient *= rate;
+    const double factor = lars_factor(settings, std::sqrt(sums.at[kParamSquares]), grad_norm);
+    (settings.decay == Decay::kCoupled ? factors.decayed : factors.gradient) *= factor;
   } else if (settings.adaptation == Adaptation::kNovograd) {
-    double& v = *item.norm_state;
-    const double squared = grad_norm * grad_norm;
-    v = item.moment.step == 1 ? squared : settings.norm_beta * v + (1 - settings.norm_beta) * squared;
-    factors.gradient *= 1 / (std::sqrt(v) + settings.adaptation_eps);
+    factors.gradient *= novograd_factor(settings, item.moment.step, grad_norm, *item.norm_state);
   }
-}
-
-double trust_ratio(const Settings& settings, const Sums& sums) {
-  const double param = std::sqrt(sums.at[kParamSquares]), update = std::sqrt(sums.at[kUpdateSquares]);
-  if (param == 0 || update == 0) return 1;
-  const double ratio = settings.lr() * param / update;
-  return ratio < settings.trust_low ? settings.trust_low : ratio > settings.trust_high ? settings.trust_high : ratio;
-}
-
-double cautious_factor(const Sweep& sweep, const Sums& sums) {
-  const auto size = static_cast<double>(sweep.size);
-  return size / std::max(sums.at[kAgreeing], size / 1000);
 }
 
 }  // namespace
@@ -183,14 +158,15 @@ Outcome Step::run(std::vector<StepItem>& items, const StepOptions& options) {
   const Choose is_cautious = [](const StepItem& item) { return item.settings->cautious; };
   if (any([&](const StepItem& item) { return is_cautious(item); })) {
     sweep(items, options, Purpose::kAgreement, false, is_cautious, &sums);
-    for (const std::size_t i : chosen_) factors_[i].cautious = cautious_factor(*items[i].sweep, sums[i]);
+    for (const std::size_t i : chosen_) factors_[i].cautious = cautious_factor(items[i].sweep->size, sums[i].at[kAgreeing]);
   }
   const Choose is_trusted = [](const StepItem& item) { return item.settings->trust_ratio; };
   if (any([&](const StepItem& item) { return is_trusted(item); })) {
     sweep(items, options, Purpose::kTrust, false, is_trusted, &sums);
     for (const std::size_t i : chosen_) {
       const Settings& settings = *items[i].settings;
-      (settings.cautious ? factors_[i].late_trust : factors_[i].trust) = trust_ratio(settings, sums[i]);
+      const double param = std::sqrt(sums[i].at[kParamSquares]), update = std::sqrt(sums[i].at[kUpdateSquares]);
+      (settings.cautious ? factors_[i].late_trust : factors_[i].trust) = trust_ratio(settings, param, update);
     }
   }
 

@@ -9,6 +9,7 @@
 #include <deque>
 #include <vector>
 
+#include "../core/norms.h"
 #include "pipeline.h"
 
 namespace gradstep::cpu {

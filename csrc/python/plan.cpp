@@ -7,6 +7,7 @@
 #include <tuple>
 #include <utility>
 
+#include "../core/factors.h"
 #include "../core/portable.h"
 #include "../cpu/run.h"
 #include "gil.h"
@@ -52,7 +53,7 @@ Conditions parse_conditions(const py::object& given) {
   if (given.is_none()) return conditions;
   const auto [clip_norm, nonfinite, stats, zero_grad, weights] =
       given.cast<std::tuple<std::optional<double>, std::string, bool, bool, std::optional<std::vector<double>>>>();
-  conditions.options.clip_norm = clip_norm.value_or(cpu::kNoLimit);
+  conditions.options.clip_norm = clip_norm.value_or(kNoLimit);
   conditions.raises = nonfinite == "raise";
   conditions.options.checks = nonfinite != "propagate";
   conditions.options.leave_out = nonfinite == "leave out";
@@ -122,14 +123,14 @@ void Plan::add_group(py::handle kernel, const cpu::StepOptions& options) {
   group.roles.writes_gradients = options.zero_gradient;
   group.roles.in_order = group.settings.noise > 0;
   group.roles.rows = group.settings.wants_rows();
-  group.roles.always_rows = group.settings.agc != cpu::kNoLimit;
+  group.roles.always_rows = group.settings.agc != kNoLimit;
 }
 
 // Where the states of a parameter lie: in `dict`, as far as they are there; the rest is made.
 void Plan::find_states(Item& item, PyObject* dict, const py::object& make_state, std::vector<Fresh>& created) {
   const Group& group = group_of(item);
   const RuleInfo& rule = *group.rule;
-  const cpu::Settings& settings = group.settings;
+  const Settings& settings = group.settings;
 
   // All that there is to be, and where it goes.
   PyObject* wanted[kMaxOperands + 4];
@@ -149,7 +150,7 @@ void Plan::find_states(Item& item, PyObject* dict, const py::object& make_state,
   if (counts_steps_ || settings.wants_step()) want(names().step, &item.step);
   if (settings.has(kEma)) want(names().ema_count, &item.ema);
   if (settings.has(kSwa)) want(names().swa_count, &item.swa);
-  if (settings.adaptation == cpu::Adaptation::kNovograd) want(names().norm, &item.norm);
+  if (settings.adaptation == Adaptation::kNovograd) want(names().norm, &item.norm);
 
   for (int i = 0; i < n; ++i) {
     PyObject* value = dict && PyDict_Check(dict) ? PyDict_GetItemWithError(dict, wanted[i]) : nullptr;
@@ -293,7 +294,7 @@ py::object Plan::step_arrays(const char* function, const py::handle& kernel, con
     raise(PyExc_TypeError, labels_.function + ": takes no stage that keeps arrays of its own");
   }
   // A norm that is kept comes after the states.
-  const bool norm = groups_.back().settings.adaptation == cpu::Adaptation::kNovograd;
+  const bool norm = groups_.back().settings.adaptation == Adaptation::kNovograd;
   const int n = 2 + static_cast<int>(rule.states.size()), at_step = n + norm;
   if (static_cast<int>(states.size()) != at_step - 2) {
     raise(PyExc_TypeError,
@@ -397,7 +398,7 @@ void Plan::take_numbers(Item& item) {
       refuse(item, operand, problem);
     }
   };
-  cpu::Moment& moment = item.moment;
+  Moment& moment = item.moment;
   if (item.step) moment.step = read(item.step_count, names().step, item.step, kStepCount) + 1;
   if (item.ema) moment.ema_count = read(item.ema_count, names().ema_count, item.ema, kEmaCount) + 1;
   if (item.swa) moment.swa_count = read(item.swa_count, names().swa_count, item.swa, kSwaCount) + 1;
@@ -474,8 +475,8 @@ cpu::Outcome Plan::run(const Conditions& conditions) {
   std::int64_t total = 0;
   for (Item& item : items_) {
     const Sweep& sweep = entries_[item.index].sweep();
-    const cpu::Settings& settings = group_of(item).settings;
-    if (settings.has(kSwa) && !cpu::swa_takes(settings, item.moment.step)) item.moment.swa_count -= 1;
+    const Settings& settings = group_of(item).settings;
+    if (settings.has(kSwa) && !swa_takes(settings, item.moment.step)) item.moment.swa_count -= 1;
     step_items_.push_back({&sweep, &settings, item.moment, &item.norm_squared});
     total += sweep.size;
   }

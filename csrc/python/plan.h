@@ -60,7 +60,7 @@ class Plan {
                                const pybind11::object& conditions);
 
   struct Group {
-    cpu::Settings settings;
+    Settings settings;
     const RuleInfo* rule = nullptr;
     Roles roles;
   };
@@ -71,7 +71,7 @@ class Plan {
     int group;
     PyObject* key;
     PyObject* operands[kMaxOperands] = {};
-    cpu::Moment moment = {};
+    Moment moment = {};
     // Where the numbers beside the states stand, and what they are.
     PyObject *dict = nullptr, *fresh = nullptr;  // `fresh`: those that were made for this step
     PyObject *step = nullptr, *ema = nullptr, *swa = nullptr, *norm = nullptr;

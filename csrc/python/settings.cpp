@@ -27,10 +27,10 @@ std::vector<RuleInfo> list_rules(List<Rule...>) {
 struct StageInfo {
   const char* name;
   std::vector<Field> fields;
-  void (*set)(cpu::Settings&, const double* values);
+  void (*set)(Settings&, const double* values);
 };
 
-void set_decay(cpu::Settings& settings, Decay decay, double weight_decay, bool independent) {
+void set_decay(Settings& settings, Decay decay, double weight_decay, bool independent) {
   if (settings.decay != Decay::kNone) type_problem("takes one decay, got a second");
   settings.decay = decay;
   settings.weight_decay = weight_decay;
@@ -56,7 +56,6 @@ constexpr int index_in(List<Others...>) {
 }
 
 std::vector<StageInfo> make_stages() {
-  using cpu::Settings;
   constexpr Range kAny = Range::kFinite, kNotNegative = Range::kNonNegative;
   std::vector<StageInfo> all;
   all.push_back({"scale", {{"grad_scale", kAny}}, [](Settings& s, const double* x) { s.scale = x[0]; }});
@@ -81,12 +80,12 @@ std::vector<StageInfo> make_stages() {
                    s.seed = x[2];
                  }});
   all.push_back({"lars", {{"trust_coefficient", kNotNegative}, {"eps", kNotNegative}}, [](Settings& s, const double* x) {
-                   s.adaptation = cpu::Adaptation::kLars;
+                   s.adaptation = Adaptation::kLars;
                    s.coefficient = x[0];
                    s.adaptation_eps = x[1];
                  }});
   all.push_back({"novograd", {{"betas[1]", Range::kBelowOne}, {"eps", kNotNegative}}, [](Settings& s, const double* x) {
-                   s.adaptation = cpu::Adaptation::kNovograd;
+                   s.adaptation = Adaptation::kNovograd;
                    s.norm_beta = x[0];
                    s.adaptation_eps = x[1];
                  }});
@@ -120,7 +119,7 @@ std::vector<StageInfo> make_stages() {
        }});
   all.push_back({"ema", {{"ema_decay", Range::kBelowOne}, {"ema_correction", kNotNegative}}, [](Settings& s, const double* x) {
                    s.ema_decay = x[0];
-                   s.ema_correction = static_cast<cpu::EmaCorrection>(x[1]);
+                   s.ema_correction = static_cast<EmaCorrection>(x[1]);
                  }});
   all.push_back({"swa", {{"swa[0]", kNotNegative}, {"swa[1]", Range::kPositive}}, [](Settings& s, const double* x) {
                    s.swa_start = x[0];
@@ -171,7 +170,7 @@ void parse_values(PyObject* tuple, Py_ssize_t first, const std::vector<Field>& f
   }
 }
 
-void parse_stage(PyObject* stage, cpu::Settings& settings, std::uint64_t& seen) {
+void parse_stage(PyObject* stage, Settings& settings, std::uint64_t& seen) {
   PyObject* name = PyTuple_Check(stage) && PyTuple_GET_SIZE(stage) > 0 ? PyTuple_GET_ITEM(stage, 0) : Py_None;
   std::uint64_t bit = 1;
   for (const StageInfo& info : stages()) {
@@ -214,7 +213,7 @@ std::vector<std::pair<std::string, std::vector<std::string>>> stage_names() {
   return names;
 }
 
-const RuleInfo& parse(py::handle kernel, cpu::Settings& settings) {
+const RuleInfo& parse(py::handle kernel, Settings& settings) {
   if (!PyTuple_Check(kernel.ptr()) || PyTuple_GET_SIZE(kernel.ptr()) != 3) {
     type_problem("takes (rule, values, stages), got " + py::repr(kernel).cast<std::string>());
   }

@@ -6,8 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "../core/rule.h"
-#include "../cpu/pipeline.h"
+#include "../core/settings.h"
 
 namespace gradstep::python {
 
@@ -31,6 +30,6 @@ std::vector<std::pair<std::string, std::vector<std::string>>> stage_names();
 
 // Fills `settings` from a tuple (rule, values, stages): `values` are the rule's in the order of its fields, `stages` is a tuple
 // of tuples (name, value, ...). Throws Problem.
-const RuleInfo& parse(pybind11::handle kernel, cpu::Settings& settings);
+const RuleInfo& parse(pybind11::handle kernel, Settings& settings);
 
 }  // namespace gradstep::python
