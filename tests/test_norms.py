@@ -52,7 +52,7 @@ def test_norm_of_many_arrays_for_any_number_of_threads(dtype: Any, isa: str) -> 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_norms_in_any_layout(layout: str, isa: str) -> None:
-    """Dense arrays are summed as they lie in memory, others in the order of C."""
+    """Arrays are summed as they lie in memory."""
     for shape in ((5, 67, 71), (150, 131)):
         g = LAYOUTS[layout](gradients(shape, np.float32, 1))
         assert gradstep.global_norm([g]) == global_norm([g])

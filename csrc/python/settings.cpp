@@ -141,8 +141,8 @@ std::string number_text(double x) {
 }
 
 double number(PyObject* object, const Field& field) {
-  const double x = PyFloat_AsDouble(object);
-  if (x == -1 && PyErr_Occurred()) {
+  const double x = PyBool_Check(object) ? -1 : PyFloat_AsDouble(object);
+  if (x == -1 && (PyBool_Check(object) || PyErr_Occurred())) {
     PyErr_Clear();
     type_problem(std::string(field.name) + " must be a number, got " + py::repr(object).cast<std::string>());
   }
