@@ -32,7 +32,7 @@ PACKED = re.compile(r"v?(add|sub|mul|div|sqrt|min|max|cmp\w*)p[sd]$")
 SCALAR = re.compile(r"v?(add|sub|mul|div|sqrt)s[sd]$")
 # What the loops that belong to no rule are called. (Sums, noise and exchanges are other loops than those over elements in blocks.)
 ELEMENTWISE = (
-    "update|direction|gradient_stage|param_stage|touch|shape|scale_row|centralize|couple|cautious|decay_update|trust|apply"
+    "update|direction|gradient_stage|param_stage|touch|multiply_factors|scale_row|centralize|couple|cautious|decay_update|trust|apply"
     "|scale_param_row|average|lookahead|scale"
 )
 SUMS = "sum_grad|sum_param|sum_rule_grad|sum_update|count_grad|sum_row|sum_param_row"

@@ -1,7 +1,6 @@
 // Stages: what happens to a gradient before the rule, to the rule's update before it meets the parameter, and to the parameter
 // after that. A stage knows no rule and a rule no stage. Each is one small loop over a tile that lives in the L1 cache, so
-// rules
-// + stages add up and never multiply; a stage that is off is not called. The whole order is in docs/stages.md.
+// rules and stages add up and never multiply; a stage that is off is not called. The whole order is in docs/stages.md.
 #pragma once
 
 #include "math.h"

@@ -27,7 +27,7 @@ constexpr void fill_directions(Operation (&directions)[2][2]) {
 template <class T>
 constexpr void fill_loops(Operation (&loops)[static_cast<int>(Loop::kLoops)]) {
   const auto set = [&](Loop loop, Operation operation) { loops[static_cast<int>(loop)] = operation; };
-  set(Loop::kShape, shape<T>);
+  set(Loop::kFactors, multiply_factors<T>);
   set(Loop::kScaleRow, scale_row<T>);
   set(Loop::kCentralize, centralize<T>);
   set(Loop::kNoise, noise<T>);

@@ -11,7 +11,7 @@ namespace gradstep::cpu {
 // Loops that belong to no rule and need no constants but the tile's own factors, or those noted.
 enum class Loop {
   // gradient
-  kShape,           // scratch <- gradient_factor (scale g), both taken off the tile then
+  kFactors,           // scratch <- gradient_factor (scale g), both taken off the tile then
   kScaleRow,        // g <- row_factor g
   kCentralize,      // g <- g - row_mean
   kNoise,           // g <- g + sigma z                     NoiseConstants

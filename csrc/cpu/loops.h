@@ -121,7 +121,7 @@ void direction(const std::byte* constants, void* erased) {
 // ---- stages of the gradient -----------------------------------------------------------------------------------------------
 
 template <class T>
-void shape(const std::byte*, void* erased) {
+void multiply_factors(const std::byte*, void* erased) {
   auto& tile = tile_of<T>(erased);
   const T scale = std::exchange(tile.scale, T(1)), factor = std::exchange(tile.gradient_factor, T(1));
   const T* g = tile.grad;

@@ -53,20 +53,20 @@ template <class T>
 class Builder {
  public:
   Builder(const TypedKernels& kernels, const Settings& settings, const Moment& moment, const Sweep& sweep, Purpose purpose,
-          const Extras& extras, Pipeline& pipeline)
+          const Beside& beside, Pipeline& pipeline)
       : kernels_(kernels),
         settings_(settings),
         moment_(moment),
         sweep_(sweep),
         purpose_(purpose),
-        extras_(extras),
+        beside_(beside),
         pipeline_(pipeline) {
     // Emptied piece by piece: the constants need not be.
     pipeline.size = pipeline.n_passes = 0;
     pipeline.scale = settings.scale;
     pipeline.weights = nullptr;
     pipeline.by_row = sweep.row > 0;
-    pipeline.zeroes_gradient = purpose == Purpose::kZero || (purpose == Purpose::kUpdate && extras.zero_gradient);
+    pipeline.zeroes_gradient = purpose == Purpose::kZero || (purpose == Purpose::kUpdate && beside.zero_gradient);
     pipeline.in_tiles = pipeline.by_row || pipeline.zeroes_gradient;
   }
 
@@ -81,8 +81,8 @@ class Builder {
     }
 
     // The gradient is prepared in the scratch if anything but a factor changes it.
-    if (extras_.several_gradients || !settings_.gradient_stages.empty() || agc || centralize) {
-      pipeline_.weights = extras_.weights;
+    if (beside_.several_gradients || !settings_.gradient_stages.empty() || agc || centralize) {
+      pipeline_.weights = beside_.weights;
       pipeline_.scale = 1;
       pipeline_.in_tiles = true;
     }
@@ -94,22 +94,22 @@ class Builder {
       end_pass(reads(), 0, finish_row<GradientRow>, constants);
     }
     if (purpose_ == Purpose::kNorms) {
-      add_gradient_stages(extras_.count_gradient);
+      add_gradient_stages(beside_.count_gradient);
       if (agc) add(Loop::kScaleRow);
-      if (!extras_.count_gradient || sums_gradient_apart(settings_)) add(Loop::kSumGrad);
+      if (!beside_.count_gradient || sums_gradient_apart(settings_)) add(Loop::kSumGrad);
       if (settings_.adaptation == Adaptation::kLars) add(Loop::kSumParam);
       end_pass(3, 0);
       return;
     }
 
-    add_gradient_stages(extras_.count_gradient && purpose_ == Purpose::kUpdate);
+    add_gradient_stages(beside_.count_gradient && purpose_ == Purpose::kUpdate);
     if (agc) add(Loop::kScaleRow);
-    if (centralize || noise) shape();
+    if (centralize || noise) multiply_factors();
     if (centralize) add(Loop::kCentralize);
     if (noise) add_noise();
 
     const bool decay_beside = settings_.trust_ratio && !settings_.decay_in_ratio && settings_.decay == Decay::kDecoupled;
-    const bool apart = purpose_ != Purpose::kUpdate || extras_.sum_update || settings_.cautious || decay_beside;
+    const bool apart = purpose_ != Purpose::kUpdate || beside_.sum_update || settings_.cautious || decay_beside;
     if (apart) {
       add_update_apart();
       if (purpose_ != Purpose::kUpdate) return end_pass(reads(), 0);
@@ -169,9 +169,9 @@ class Builder {
     }
   }
 
-  void shape() {
-    pipeline_.in_tiles = shaped_ = true;
-    add(Loop::kShape);
+  void multiply_factors() {
+    pipeline_.in_tiles = multiplied_ = true;
+    add(Loop::kFactors);
   }
 
   void add_noise() {
@@ -185,8 +185,8 @@ class Builder {
   void add_update_apart() {
     const bool update = purpose_ == Purpose::kUpdate;
     pipeline_.in_tiles = true;
-    if (!shaped_ && (extras_.has_factors || pipeline_.scale != 1)) shape();
-    if (update && extras_.sum_update && changes_gradient(settings_)) add(Loop::kSumRuleGrad);
+    if (!multiplied_ && (beside_.has_factors || pipeline_.scale != 1)) multiply_factors();
+    if (update && beside_.sum_update && changes_gradient(settings_)) add(Loop::kSumRuleGrad);
     if (settings_.decay == Decay::kCoupled) add(Loop::kCouple, settings_.weight_decay);
     // Decay and trust factor come along with the rule, unless something has to see the update before.
     const bool agreement = purpose_ == Purpose::kAgreement, decays = settings_.decay == Decay::kDecoupled;
@@ -201,7 +201,7 @@ class Builder {
     if (purpose_ == Purpose::kTrust) return add(Loop::kSumUpdate);
     if (settings_.trust_ratio && settings_.cautious) add(Loop::kTrust);
     if (beside && !settings_.decay_in_ratio) decay();
-    if (extras_.sum_update) add(Loop::kSumUpdate);
+    if (beside_.sum_update) add(Loop::kSumUpdate);
     add(Loop::kApply);
   }
 
@@ -234,20 +234,20 @@ class Builder {
   const Moment& moment_;
   const Sweep& sweep_;
   const Purpose purpose_;
-  const Extras& extras_;
+  const Beside& beside_;
   Pipeline& pipeline_;
-  bool shaped_ = false;  // the gradient's factors are multiplied in
+  bool multiplied_ = false;  // the gradient's factors are multiplied in
 };
 
 }  // namespace
 
 void make_pipeline(const Settings& settings, const Moment& moment, Format compute, const Sweep& sweep, Purpose purpose,
-                   const Extras& extras, Pipeline& pipeline) {
+                   const Beside& beside, Pipeline& pipeline) {
   const TypedKernels& typed = kernels().of(compute);
   if (compute == Format::kFloat32) {
-    Builder<float>(typed, settings, moment, sweep, purpose, extras, pipeline).build();
+    Builder<float>(typed, settings, moment, sweep, purpose, beside, pipeline).build();
   } else {
-    Builder<double>(typed, settings, moment, sweep, purpose, extras, pipeline).build();
+    Builder<double>(typed, settings, moment, sweep, purpose, beside, pipeline).build();
   }
 }
 

@@ -17,7 +17,7 @@ enum class Purpose {
 };
 
 // What a pipeline shall do beside.
-struct Extras {
+struct Beside {
   bool count_gradient = false;      // gather the statistics of the gradient as it came
   bool sum_update = false;          // and those of the update
   bool has_factors = false;         // the tensors' gradient factors may differ from 1
@@ -28,7 +28,7 @@ struct Extras {
 
 // Fills the pipeline of one tensor's step, with the loops of the instruction set in use.
 void make_pipeline(const Settings& settings, const Moment& moment, Format compute, const Sweep& sweep, Purpose purpose,
-                   const Extras& extras, Pipeline& pipeline);
+                   const Beside& beside, Pipeline& pipeline);
 
 // Fills a pipeline of one loop that needs no constants, over the first `operands` operands.
 void make_loop_pipeline(Loop loop, int operands, bool writes, Format compute, Pipeline& pipeline);

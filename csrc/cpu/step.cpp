@@ -38,7 +38,7 @@ void Step::prepare_weights(const std::vector<StepItem>& items, const StepOptions
   }
 }
 
-const Pipeline& Step::pipeline(const StepItem& item, Purpose purpose, const Extras& extras) {
+const Pipeline& Step::pipeline(const StepItem& item, Purpose purpose, const Beside& beside) {
   Moment moment = item.moment;
   if (item.settings->noise == 0) moment.position = 0;
   const bool by_row = item.sweep->row > 0;
@@ -50,7 +50,7 @@ const Pipeline& Step::pipeline(const StepItem& item, Purpose purpose, const Extr
   }
   if (pipelines_used_ == pipelines_.size()) pipelines_.emplace_back();
   Pipeline& made = pipelines_[pipelines_used_++];
-  make_pipeline(*item.settings, moment, item.sweep->compute, *item.sweep, purpose, extras, made);
+  make_pipeline(*item.settings, moment, item.sweep->compute, *item.sweep, purpose, beside, made);
   // A few of the latest will do: most tensors share settings and step with the ones before.
   const Latest now{item.settings, moment, item.sweep->compute, by_row, &made};
   if (latest_.size() < 4) latest_.insert(latest_.begin(), now);
@@ -61,14 +61,15 @@ const Pipeline& Step::pipeline(const StepItem& item, Purpose purpose, const Extr
 // One sweep over the chosen items. `sums`, if there are to be any, gets those of each.
 void Step::sweep(const std::vector<StepItem>& items, const StepOptions& options, Purpose purpose, bool stats, Choose choose,
                  std::vector<Sums>* sums) {
+  pipelines_used_ = 0;
   works_.clear();
   chosen_.clear();
   latest_.clear();
-  Extras extras;
-  extras.count_gradient = stats && (purpose == Purpose::kNorms || purpose == Purpose::kUpdate);
-  extras.sum_update = options.stats && purpose == Purpose::kUpdate;
-  extras.zero_gradient = options.zero_gradient;
-  extras.several_gradients = options.weights != nullptr;
+  Beside beside;
+  beside.count_gradient = stats && (purpose == Purpose::kNorms || purpose == Purpose::kUpdate);
+  beside.sum_update = options.stats && purpose == Purpose::kUpdate;
+  beside.zero_gradient = options.zero_gradient;
+  beside.several_gradients = options.weights != nullptr;
   std::size_t blocks = 0, weights = 0;
   const Settings* last = nullptr;
   for (std::size_t i = 0; i < items.size(); ++i) {
@@ -77,9 +78,9 @@ void Step::sweep(const std::vector<StepItem>& items, const StepOptions& options,
       last = items[i].settings;
     }
     if (choose && !choose(items[i])) continue;
-    extras.weights = weights_.data() + weights;
-    extras.has_factors = options.clip_norm != kNoLimit || items[i].settings->wants_gradient_norms();
-    works_.push_back({items[i].sweep, &pipeline(items[i], purpose, extras), factors_[i], nullptr});
+    beside.weights = weights_.data() + weights;
+    beside.has_factors = options.clip_norm != kNoLimit || items[i].settings->wants_gradient_norms();
+    works_.push_back({items[i].sweep, &pipeline(items[i], purpose, beside), factors_[i], nullptr});
     chosen_.push_back(i);
     blocks += static_cast<std::size_t>((items[i].sweep->size + items[i].sweep->block() - 1) / items[i].sweep->block());
   }
@@ -103,7 +104,6 @@ void Step::sweep(const std::vector<StepItem>& items, const StepOptions& options,
 Outcome Step::run(std::vector<StepItem>& items, const StepOptions& options) {
   Outcome outcome;
   const FloatEnvironment environment(false);  // constants are rounded to nearest, whatever the caller's mode
-  pipelines_used_ = 0;
   factors_.assign(items.size(), {});
   prepare_weights(items, options);
   const auto any = [&](auto&& holds) { return std::any_of(items.begin(), items.end(), holds); };

@@ -66,7 +66,7 @@ class Step {
   void prepare_weights(const std::vector<StepItem>& items, const StepOptions& options);
   void sweep(const std::vector<StepItem>& items, const StepOptions& options, Purpose purpose, bool stats, Choose choose,
              std::vector<Sums>* sums);
-  const Pipeline& pipeline(const StepItem& item, Purpose purpose, const Extras& extras);
+  const Pipeline& pipeline(const StepItem& item, Purpose purpose, const Beside& beside);
 
   std::vector<Factors> factors_;     // one an item
   std::vector<Work> works_;

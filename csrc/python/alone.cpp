@@ -9,6 +9,7 @@
 #include "../cpu/run.h"
 #include "entry.h"
 #include "gil.h"
+#include "overlap.h"
 
 namespace gradstep::python {
 namespace py = pybind11;
@@ -21,6 +22,7 @@ class Batch {
 
   // Adds operands of one shape, the first of which is called `name`.
   void add(const std::vector<PyObject*>& objects, const Roles& roles, const std::string& name) {
+    names_.push_back(name);
     std::vector<View> views(objects.size());
     try {
       for (std::size_t k = 0; k < objects.size(); ++k) {
@@ -58,6 +60,7 @@ class Batch {
       if (sums) work.sums = blocks.data() + at;
       at += static_cast<std::size_t>((work.sweep->size + kSumBlock - 1) / kSumBlock);
     }
+    check_overlap();
     without_gil([&] { cpu::run(works); });
     if (changed_.size() > 0) bump_versions(changed_);
 
@@ -80,7 +83,18 @@ class Batch {
     throw py::error_already_set();
   }
 
+  // Refuses arrays that are written and share memory.
+  void check_overlap() const {
+    std::vector<const Entry*> entries;
+    for (const Entry& entry : entries_) entries.push_back(&entry);
+    const Outputs::Clash clash = Outputs().assign(entries);
+    if (clash.found)
+      refuse(names_[static_cast<std::size_t>(clash.second.entry)],
+             {PyExc_ValueError, "shares memory with " + names_[static_cast<std::size_t>(clash.first.entry)]});
+  }
+
   const char* function_;
+  std::vector<std::string> names_;
   Holds holds_;
   std::deque<Entry> entries_;
   py::list changed_;

@@ -31,6 +31,9 @@ double Number::take(PyObject* dict, PyObject* name, PyObject* object, Holds& hol
     if (view.size() != 1 || !view.data)
       value_problem("has shape " + tuple_text(view.ndim, view.shape) + ", must hold one number");
     if (!view.writable) value_problem("is read-only");
+    if (!view.native) type_problem("has dtype " + dtype_name(object) + ", must be in native byte order");
+    if (reinterpret_cast<std::uintptr_t>(view.data) % static_cast<std::uintptr_t>(view.bits / 8) != 0)
+      value_problem("is misaligned");
     with_number(view.kind, view.bits, view.data, [&](auto* at) { value = static_cast<double>(*at); });
     kind_ = view.kind;
     bits_ = view.bits;
@@ -70,6 +73,7 @@ double Counter::read(PyObject* dict, PyObject* name, PyObject* object, Holds& ho
 double Scalar::read(PyObject* dict, PyObject* name, PyObject* object, Holds& holds) {
   const double value = take(dict, name, object, holds);
   if (kind_ == 'i') type_problem("must be a float, or a float32 or float64 array");
+  if (value < 0) value_problem("must be >= 0, got " + py::repr(object).cast<std::string>());
   return value;
 }
 

@@ -3,7 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include "array.h"
+#include "entry.h"
 
 namespace gradstep::python {
 
@@ -15,6 +15,9 @@ class Number {
 
   // Whether it stands in an array, where it can be changed without a dict.
   bool is_array() const { return data_ != nullptr; }
+
+  // The bytes of that array.
+  Entry::Span span() const { return {data_, data_ + bits_ / 8}; }
 
  protected:
   // Takes `object`, the item `name` of `dict`. Throws Problem if it is no number.
@@ -37,7 +40,7 @@ class Counter : public Number {
   void write(double count) const { set(count, true); }
 };
 
-// Any number.
+// A number that is not negative; NaN goes through.
 class Scalar : public Number {
  public:
   double read(PyObject* dict, PyObject* name, PyObject* object, Holds& holds);

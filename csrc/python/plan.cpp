@@ -231,6 +231,8 @@ py::object Plan::step(const py::list& params, const py::object& grads, const py:
       if (!grad) throw py::error_already_set();
       holds_.take(grad);
       PyObject* key = PyList_GetItem(keys.ptr(), static_cast<Py_ssize_t>(index));
+      if (!key) throw py::error_already_set();
+      holds_.object(key);
       const Item item{index, static_cast<int>(groups_.size()) - 1, key, {param, grad}};
       for (int i = 1; i < n_gradients; ++i) {
         PyObject* further = Py_XNewRef(PyList_GetItem(lists[static_cast<std::size_t>(i)], static_cast<Py_ssize_t>(index)));
@@ -320,7 +322,28 @@ py::object Plan::step_arrays(const char* function, const py::handle& kernel, con
     take(item);
   };
 
+  // The norms that a function is given may lie anywhere; they are no operands of a sweep.
+  const auto check_norms = [&] {
+    for (const Item& item : items_) {
+      if (!item.norm) continue;
+      const Entry::Span norm = item.norm_state.span();
+      const auto clashes = [&](const Entry::Span& span) { return norm.begin < span.end && span.begin < norm.end; };
+      for (const Item& other : items_) {
+        if (&other != &item && clashes(other.norm_state.span())) {
+          refuse(item, kNormState, {PyExc_ValueError, "shares memory with " + label(other, kNormState)});
+        }
+        const Entry& entry = entries_[other.index];
+        for (int k = 0; k < entry.roles().n_views(); ++k) {
+          if (clashes(entry.span(k))) {
+            refuse(item, kNormState, {PyExc_ValueError, "shares memory with " + label(other, operand_of(other, k))});
+          }
+        }
+      }
+    }
+  };
+
   const auto finish = [&]() -> py::object {
+    check_norms();
     const cpu::Outcome outcome = run(conditions);
     if (outcome.skipped() && conditions.raises) refuse_nonfinite(outcome);
     for (const Item& item : items_) {
@@ -433,6 +456,9 @@ void Plan::take(Item& item) {
     const std::size_t at = static_cast<std::size_t>(&item - items_.data());
     if (change == Entry::Change::kAll || at >= active_.size() || active_[at] != item.index) outputs_changed_ = true;
     if (change != Entry::Change::kNone) moved_gradients_.push_back(at);
+    if (views_[0].kind == 'c' && group_of(item).settings.centralize) {
+      throw OperandProblem{0, {PyExc_TypeError, "is complex: centralize takes real parameters only"}};
+    }
   } catch (OperandProblem& problem) {
     refuse(item, operand_of(item, problem.operand), problem.problem);
   }
@@ -470,6 +496,22 @@ void Plan::check_overlap() {
   checked_ = true;
 }
 
+// Tells torch what was changed in place, so that autograd refuses to use saved values that are gone.
+template <class Changed>
+void Plan::bump_versions(Changed changed) const {
+  PyObject* tensors = nullptr;
+  for (const Item& item : items_) {
+    const Roles& roles = group_of(item).roles;
+    for (int k = 0; k < roles.n_views(); ++k) {
+      if (!changed(roles, k) || !is_tensor(object(item, k))) continue;
+      if (!tensors) tensors = PyList_New(0);
+      PyList_Append(tensors, object(item, k));
+    }
+  }
+  if (!tensors) return;
+  python::bump_versions(py::reinterpret_steal<py::list>(tensors));
+}
+
 cpu::Outcome Plan::run(const Conditions& conditions) {
   check_overlap();
   std::int64_t total = 0;
@@ -484,7 +526,8 @@ cpu::Outcome Plan::run(const Conditions& conditions) {
   const auto run = [&] { outcome = engine_.run(step_items_, conditions.options); };
   if (total >= kReleaseGil) without_gil(run);
   else run();
-  bump_versions();
+  if (!outcome.skipped()) bump_versions([](const Roles& roles, int k) { return roles.is_output(k); });
+  else if (conditions.options.zero_skipped) bump_versions([](const Roles& roles, int k) { return roles.is_gradient(k); });
   return outcome;
 }
 
@@ -500,21 +543,6 @@ void Plan::commit(PyObject* state, const std::vector<Fresh>& created) {
     const int failed = dict && PyDict_Check(dict) ? PyDict_Update(dict, fresh) : PyDict_SetItem(state, key, fresh);
     if (failed != 0) throw py::error_already_set();
   }
-}
-
-// Tells torch what was changed in place, so that autograd refuses to use saved values that are gone.
-void Plan::bump_versions() const {
-  PyObject* tensors = nullptr;
-  for (const Item& item : items_) {
-    const Roles& roles = group_of(item).roles;
-    for (int k = 0; k < roles.n_views(); ++k) {
-      if (!roles.is_output(k) || !is_tensor(object(item, k))) continue;
-      if (!tensors) tensors = PyList_New(0);
-      PyList_Append(tensors, object(item, k));
-    }
-  }
-  if (!tensors) return;
-  python::bump_versions(py::reinterpret_steal<py::list>(tensors));
 }
 
 }  // namespace gradstep::python

@@ -99,7 +99,8 @@ class Plan {
   int operand_of(const Item& item, int view) const;  // as labels count
   void find_states(Item& item, PyObject* dict, const pybind11::object& make_state, std::vector<Fresh>& created);
   void commit(PyObject* state, const std::vector<Fresh>& created);
-  void bump_versions() const;
+  template <class Changed>
+  void bump_versions(Changed changed) const;
   void add_group(pybind11::handle kernel, const cpu::StepOptions& options);
   pybind11::object report(const Conditions& conditions, const cpu::Outcome& outcome) const;
   [[noreturn]] void refuse_nonfinite(const cpu::Outcome& outcome) const;

@@ -43,18 +43,18 @@ class HoldsAverages:
                 group.get("swa") is not None for group in self.param_groups
             )
             name = "swa" if only_swa else "ema"
-        self._swap(name)
+        params, averages = self._swap(name)
         try:
             yield
         finally:
-            self._swap(name)
+            _core.swap(params, averages, type(self).__name__)
 
     def _averages(self, name: Average) -> list[list[Any]]:
         """Return the averages, group by group; None for a parameter that has none yet."""
         states = [[self._state_of(i, j) for j in range(len(group["params"]))] for i, group in enumerate(self.param_groups)]
-        return [[state[name] if state.get(f"{name}_count") else None for state in group] for group in states]
+        return [[state.get(name) if state.get(f"{name}_count") else None for state in group] for group in states]
 
-    def _swap(self, name: Average) -> None:
+    def _swap(self, name: Average) -> tuple[list[Any], list[Any]]:
         params, averages = [], []
         for group, theirs in zip(self.param_groups, self._averages(name), strict=True):
             for param, average in zip(group["params"], theirs, strict=True):
@@ -67,3 +67,4 @@ class HoldsAverages:
                 f"{type(self).__name__}: there are no averages yet; the option {option} keeps them, step by step"
             )
         _core.swap(params, averages, type(self).__name__)
+        return params, averages

@@ -40,7 +40,12 @@ def _is_weighted(grads: Any) -> bool:
     return (
         isinstance(grads, (list, tuple))
         and len(grads) > 0
-        and all(isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], (Real, str)) for item in grads)
+        and all(
+            isinstance(item, tuple)
+            and len(item) == 2
+            and (isinstance(item[0], (Real, str)) or getattr(item[0], "ndim", 1) == 0)
+            for item in grads
+        )
     )
 
 
@@ -140,13 +145,24 @@ class Optimizer(HoldsAverages, ABC):
         return make_stats(self.steps + (not seen[0]), keys, seen) if stats and seen is not None else None
 
     def _kernel(self, group: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
+        name = type(self).__name__
+        if len(group) > len(self.defaults) + 1:  # not only what the constructor has put there
+            self._check_names(group, name)
         settings = call(group, self.steps)
         if self.on_nonfinite == "zero":
             settings = {**settings, "on_nonfinite": "zero"}
         try:
             return self.kernel(settings, grad_scale)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{type(self).__name__}: {error}") from None
+            raise type(error)(f"{name}: {error}") from None
+
+    def _check_names(self, group: Mapping[str, Any], where: str) -> None:
+        unknown = sorted(map(str, group.keys() - self.defaults.keys() - GROUP_OPTIONS - {"params"}))
+        for name in unknown:
+            if name in CONDITIONS:
+                raise TypeError(f"{where}: {name} holds for all groups together: the constructor takes it")
+        if unknown:
+            raise TypeError(f"{where} has no setting {', '.join(map(repr, unknown))}")
 
     def _conditions(self, *, stats: bool, weights: tuple[float, ...] | None = None) -> Any:
         try:
@@ -244,13 +260,7 @@ class Optimizer(HoldsAverages, ABC):
         where = f"{type(self).__name__}: param_groups[{len(self.param_groups)}]"
         if "params" not in group:
             raise TypeError(f"{where} must be a dict with params, got {group!r}")
-        unknown = group.keys() - self.defaults.keys() - GROUP_OPTIONS - {"params"}
-        if unknown & CONDITIONS.keys():
-            raise TypeError(
-                f"{where}: {', '.join(sorted(unknown & CONDITIONS.keys()))} holds for all groups: {type(self).__name__} takes it"
-            )
-        if unknown:
-            raise TypeError(f"{where} has no setting {', '.join(sorted(map(repr, unknown)))}")
+        self._check_names(group, where)
         params = group["params"]
         form = _form_of(params, f"{type(self).__name__}: params")
         arrays = [params] if form == _ARRAY else list(params.values()) if form == _DICT else list(params)

@@ -116,7 +116,7 @@ def make_stages(settings: Mapping[str, Any], *, decay: str, grad_scale: float = 
 def _option_stages(settings: Mapping[str, Any], momentum: bool) -> Stages:
     get = settings.get
     for name, needed in _NEEDS.items():
-        if get(name) is not None and get(needed) is None:
+        if get(name) is not None and needed not in settings:  # one that is None is off, where others have it
             raise ValueError(f"{name} needs {needed}")
     stages: list[tuple[Any, ...]] = []
     if get("on_nonfinite") == "zero":
@@ -138,6 +138,8 @@ def _option_stages(settings: Mapping[str, Any], momentum: bool) -> Stages:
             raise ValueError("cautious needs a rule with momentum: without, an update always goes along its gradient")
         stages.append(("cautious",))
     trust = get("trust_ratio")
+    if isinstance(trust, np.bool_):
+        trust = bool(trust)
     if trust is not None and trust is not False:
         low, high = (0.0, math.inf) if trust is True else _ordered(settings, "trust_ratio")
         stages.append(("trust_ratio", low, high, float(get("decay_in_ratio", True))))
@@ -308,7 +310,8 @@ def _two(settings: Mapping[str, Any], name: str) -> tuple[Any, Any]:
 
 def _ordered(settings: Mapping[str, Any], name: str) -> tuple[float, float]:
     low, high = _two(settings, name)
-    low = -math.inf if low is None else _check_number(f"{name}[0]", low)
+    least = 0.0 if name == "trust_ratio" else -math.inf
+    low = least if low is None else _check_number(f"{name}[0]", low)
     high = math.inf if high is None else _check_number(f"{name}[1]", high)
     if not low <= high:
         raise ValueError(f"{name} must be (low, high) with low <= high, got {settings[name]!r}")

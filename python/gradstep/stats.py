@@ -29,7 +29,7 @@ class Stats:
     grad_zeros: int
     """Elements of the gradient that are zero."""
     size: int
-    """Elements of the parameter."""
+    """Elements of the parameter; a complex one counts as two, here and in the other counts."""
     clip_factor: float
     """What `clip_norm` and `clip_norm_per_tensor` multiplied the gradient by; overall, the factor of `clip_norm`."""
     skipped: bool

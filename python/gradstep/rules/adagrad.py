@@ -45,7 +45,7 @@ def adagrad_(
 
     Args:
         param: array of any shape, or a sequence of arrays; float32 or float64. Updated in place.
-        grad: like `param`, of the same shape and dtype. Never written.
+        grad: like `param`, of the same shape and dtype. Written by the option `zero_grad` alone.
         sum: s, like `param`; zeros, or another initial value, before step 1 (Keras and optax begin with 0.1). Updated in place.
         step: t, the number of this step, from 1; an int, or one for each array. Needed with `lr_decay`.
         lr: learning rate.
@@ -85,6 +85,7 @@ def adagrad_(
         decay="coupled",
         grad_scale=grad_scale,
         momentum=False,
+        steps=step is not None,
     )
     return _core.update(
         "adagrad_",

@@ -50,7 +50,7 @@ def adam_(
 
     Args:
         param: array of any shape, or a sequence of arrays; float32 or float64. Updated in place.
-        grad: like `param`, of the same shape and dtype. Never written.
+        grad: like `param`, of the same shape and dtype. Written by the option `zero_grad` alone.
         exp_avg: m, like `param`; zeros before step 1. Updated in place.
         exp_avg_sq: v, like `param`; zeros before step 1. Updated in place.
         step: t, the number of this step, from 1; an int, or one for each array.
@@ -127,7 +127,7 @@ def adamw_(
 
     Args:
         param: array of any shape, or a sequence of arrays; float32 or float64. Updated in place.
-        grad: like `param`, of the same shape and dtype. Never written.
+        grad: like `param`, of the same shape and dtype. Written by the option `zero_grad` alone.
         exp_avg: m, like `param`; zeros before step 1. Updated in place.
         exp_avg_sq: v, like `param`; zeros before step 1. Updated in place.
         step: t, the number of this step, from 1; an int, or one for each array.

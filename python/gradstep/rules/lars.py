@@ -59,7 +59,7 @@ def lars_(
 
     Args:
         param: array of any shape, or a sequence of arrays; float32 or float64. Updated in place.
-        grad: like `param`, of the same shape and dtype. Never written.
+        grad: like `param`, of the same shape and dtype. Written by the option `zero_grad` alone.
         momentum_buffer: b, like `param`. What it holds before step 1 does not matter. Updated in place.
         step: the number of this step, from 1; an int, or one for each array. None stands for any but the first.
         lr: learning rate.

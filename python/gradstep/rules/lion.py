@@ -45,7 +45,7 @@ def lion_(
 
     Args:
         param: array of any shape, or a sequence of arrays; float32 or float64. Updated in place.
-        grad: like `param`, of the same shape and dtype. Never written.
+        grad: like `param`, of the same shape and dtype. Written by the option `zero_grad` alone.
         exp_avg: m, like `param`; zeros before step 1. Updated in place.
         lr: learning rate: every element moves by it; 3 to 10 times smaller than AdamW's.
         betas: weight of m in the update, and its decay rate a step, each in [0, 1).

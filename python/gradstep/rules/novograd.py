@@ -52,7 +52,7 @@ def novograd_(
 
     Args:
         param: array of any shape, or a sequence of arrays; float32 or float64. Updated in place.
-        grad: like `param`, of the same shape and dtype. Never written.
+        grad: like `param`, of the same shape and dtype. Written by the option `zero_grad` alone.
         exp_avg: m, like `param`; zeros before step 1. Updated in place.
         grad_norm_sq: n, an array of one number, or a sequence of them. What it holds before step 1 does not matter. Updated in
             place.

@@ -27,7 +27,7 @@ def clip_grad_norm_(
 
     `torch.nn.utils.clip_grad_norm_`, in one sweep for the norm, in double, and one for the gradients if they are too long. The
     optimizers' option `clip_norm` saves the second. Other norms than the Euclidean, and gradients that are not dense float32 or
-    float64 tensors on the CPU, are left to torch's function.
+    float64 tensors on the CPU, or that come twice, are left to torch's function.
 
     Args:
         parameters: tensors whose ``grad`` is clipped; those without one are passed over.
@@ -56,7 +56,7 @@ def clip_grad_norm_(
     """
     params = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
     grads = [param.grad for param in params if param.grad is not None]
-    if not grads or float(norm_type) != 2.0 or not all(map(_is_plain, grads)):
+    if not grads or float(norm_type) != 2.0 or not all(map(_is_plain, grads)) or len(set(map(id, grads))) != len(grads):
         # A generator stays one: of an empty one torch warns.
         given = (param for param in params) if isinstance(parameters, Iterator) else params
         return torch.nn.utils.clip_grad_norm_(given, max_norm, norm_type, error_if_nonfinite, foreach)

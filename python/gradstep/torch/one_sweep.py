@@ -136,7 +136,11 @@ class OneSweep(HoldsAverages, Optimizer):
             raise
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load states and settings, as `torch.optim.Optimizer.load_state_dict` does; options that they do not name stay."""
+        """Load states and settings, as `torch.optim.Optimizer.load_state_dict` does.
+
+        Options of groups that `state_dict` does not name stay as they are, and so do `clip_norm`, `on_nonfinite`, `zeroes_grad` and
+        `steps`: torch's form of a state dict has no place for what holds for all groups.
+        """
         before = [{name: group[name] for name in OPTIONS & group.keys()} for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, options in zip(self.param_groups, before, strict=True):
@@ -198,6 +202,9 @@ def _kernel(optimizer: OneSweep, group: Mapping[str, Any], grad_scale: float = 1
         if group.get(name):
             raise ValueError(f"{type(optimizer).__name__}: {name}=True is not supported: {reason}")
     rule = optimizer.rule_of(group)
+    if not _OF_ALL.keys().isdisjoint(group):
+        misplaced = min(_OF_ALL.keys() & group.keys())
+        raise TypeError(f"{type(optimizer).__name__}: {misplaced} holds for all groups together: the constructor takes it")
     if OPTIONS.isdisjoint(group) and optimizer.on_nonfinite != "zero":
         return rule.kernel(group, grad_scale)
     try:
@@ -208,9 +215,6 @@ def _kernel(optimizer: OneSweep, group: Mapping[str, Any], grad_scale: float = 1
 
 def _check(optimizer: OneSweep, group: Mapping[str, Any]) -> None:
     """Refuse what the settings of a group ask for and can't have."""
-    of_all = sorted(_OF_ALL.keys() & group.keys())
-    if of_all:
-        raise TypeError(f"{type(optimizer).__name__}: {of_all[0]} holds for all groups together: the constructor takes it")
     plan = _core.Plan(type(optimizer).__name__, _core.Face.torch)
     plan.step([], None, [], {}, [(0, _kernel(optimizer, group))], optimizer._make_state)
 
@@ -233,17 +237,33 @@ def _step(
     stats: bool = False,
 ) -> Any:
     loss = None
-    if closure is not None:
-        with torch.enable_grad():
-            loss = closure()
+    try:
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        seen = _carry_out(optimizer, grads, grad_scale, stats)
+    except BaseException:
+        # GradScaler will not hear the end of this step, and would leave its scale to the next.
+        for name in ("grad_scale", "found_inf"):
+            vars(optimizer).pop(name, None)
+        raise
+    if not stats or seen is None:
+        return loss
+    made = make_stats(optimizer.steps + (not seen[0]), _keys_of(optimizer), seen)
+    return made if closure is None else (loss, made)
+
+
+def _carry_out(
+    optimizer: OneSweep, grads: Sources | None, grad_scale: float, stats: bool
+) -> tuple[bool, float, list[Any]] | None:
     loss_scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)  # of GradScaler
     if loss_scale is not None:
-        grad_scale /= float(loss_scale)
+        grad_scale = float(grad_scale) / float(loss_scale)
     overflow = found_inf is not None and float(found_inf) != 0
     if overflow and not stats:
         if optimizer.zeroes_grad:
             optimizer.zero_grad(set_to_none=False)
-        return loss
+        return None
     if optimizer._plan is None:
         optimizer._plan = _new_plan(optimizer)
     param_groups = optimizer.param_groups
@@ -258,30 +278,14 @@ def _step(
     try:
         seen = optimizer._plan.step(params, sources, params, optimizer.state, groups, optimizer._make_state, conditions)
     except (TypeError, ValueError):
-        _forget_scaler(optimizer)
-        if (
-            conditions is not None
-            or optimizer.on_nonfinite != "propagate"
-            or not any(p.grad is not None and p.grad.layout != torch.strided for p in params)
-        ):
+        alone = conditions is None and optimizer.on_nonfinite == "propagate"
+        if not alone or not any(p.grad is not None and p.grad.layout != torch.strided for p in params):
             raise
         _torch_step(optimizer, grad_scale)
-        return loss
-    except FloatingPointError:
-        _forget_scaler(optimizer)
-        raise
+        seen = None
     if seen is None or seen[0]:
         optimizer.steps += 1
-    if not stats or seen is None:
-        return loss
-    made = make_stats(optimizer.steps + (not seen[0]), _keys_of(optimizer), seen)
-    return made if closure is None else (loss, made)
-
-
-def _forget_scaler(optimizer: OneSweep) -> None:
-    """Take off what GradScaler left for a step that it will not hear the end of."""
-    for name in ("grad_scale", "found_inf"):
-        vars(optimizer).pop(name, None)
+    return seen
 
 
 def _sources(optimizer: OneSweep, grads: Sources) -> tuple[list[list[torch.Tensor | None]], tuple[float, ...]]:
@@ -303,17 +307,22 @@ _uncompiled_step = _disable_dynamo(_hooked_step)
 
 
 def _torch_step(optimizer: OneSweep, grad_scale: float) -> None:
-    """Perform the step of the torch class that `optimizer` replaces."""
-    if not all(OPTIONS.isdisjoint(group) for group in optimizer.param_groups):
-        raise ValueError(f"{type(optimizer).__name__}.step: sparse gradients go without the options {sorted(OPTIONS)}")
+    """Perform the step of the torch class that `optimizer` replaces, with gradients times `grad_scale`."""
+    given = {name for group in optimizer.param_groups for name in OPTIONS & group.keys() if group[name] is not None}
+    if given:
+        raise ValueError(f"{type(optimizer).__name__}.step: sparse gradients go without the options {', '.join(sorted(given))}")
     theirs = next(cls for cls in type(optimizer).__mro__ if not issubclass(cls, OneSweep) and "step" in vars(cls))
+    params = [param for group in optimizer.param_groups for param in group["params"] if param.grad is not None]
+    grads = [param.grad for param in params]
     with torch.no_grad():
-        if grad_scale != 1:
-            for group in optimizer.param_groups:
-                for param in group["params"]:
-                    if param.grad is not None:
-                        param.grad.mul_(grad_scale)
-        inspect.unwrap(vars(theirs)["step"])(optimizer)
+        try:
+            if grad_scale != 1:
+                for param, grad in zip(params, grads, strict=True):
+                    param.grad = grad * grad_scale
+            inspect.unwrap(vars(theirs)["step"])(optimizer)
+        finally:
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = grad
 
 
 def _keys_of(optimizer: OneSweep) -> list[Any]:
