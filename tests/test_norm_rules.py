@@ -577,3 +577,25 @@ def test_torch_states_go_round(case: Case, way: str) -> None:
             assert_same_bits(p.detach().numpy(), q.detach().numpy(), f"parameter {i}")
             for name in (*case.states, *case.numbers):
                 same(opt.state[p][name], np.asarray(uncut.state[q][name]), f"{name} {i}")
+
+
+def test_the_norm_that_a_function_keeps_lies_apart() -> None:
+    p, g, m, n = (np.ones(3) for _ in range(4))
+    first, second = n[:1], n[1:2]
+    lists = {"exp_avg": [m[:1], m[1:2]], "step": 2}
+    for norms, message in (([first, first], "shares memory with grad_norm_sq"), ([first, p[1:2]], "shares memory with params")):
+        with pytest.raises(ValueError, match=message):
+            gradstep.novograd_([p[:1], p[1:2]], [g[:1], g[1:2]], grad_norm_sq=norms, **lists)
+    with pytest.raises(ValueError, match="shares memory with grad"):
+        gradstep.novograd_(p, g, exp_avg=m, grad_norm_sq=g[:1], step=2)
+    wrong = (
+        (np.array([1.0], ">f8"), TypeError, "native byte order"),
+        (np.frombuffer(bytearray(9), np.float64, 1, 1), ValueError, "misaligned"),
+        (np.array([-1.0]), ValueError, ">= 0"),
+    )
+    for norm, error, message in wrong:
+        with pytest.raises(error, match=f"grad_norm_sq.*{message}"):
+            gradstep.novograd_(p, g, exp_avg=m, grad_norm_sq=norm, step=2)
+    assert all((x == 1).all() for x in (p, g, m, n))
+    gradstep.novograd_([p[:1], p[1:2]], [g[:1], g[1:2]], grad_norm_sq=[first, second], **lists)
+    assert (p[:2] < 1).all()

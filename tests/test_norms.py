@@ -162,3 +162,12 @@ def test_refused_with_nothing_written() -> None:
         assert np.array_equal(grads[0], g)
     with pytest.raises(TypeError, match="int64"):
         gradstep.global_norm([np.ones(3, int)])
+
+
+def test_arrays_that_share_memory_are_refused() -> None:
+    a = np.full(10, 3.0)
+    for grads in ([a, a], [a[:6], a[4:]]):
+        with pytest.raises(ValueError, match=r"clip_grad_norm_: grads\[1\] shares memory with grads\[0\]"):
+            gradstep.clip_grad_norm_(grads, 1.0)
+    assert (a == 3).all()
+    assert gradstep.global_norm([a, a]) == pytest.approx(math.sqrt(180))

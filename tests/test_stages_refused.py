@@ -253,3 +253,27 @@ def test_damaged_averages_are_refused() -> None:
         with pytest.raises((TypeError, ValueError), match=name):
             opt.step(g)
         assert digest([p, opt.state]) == before
+
+
+def test_noise_needs_the_number_of_the_step() -> None:
+    p, g, total = np.ones(3), np.ones(3), np.zeros(3)
+    with pytest.raises(TypeError, match="adagrad_: noise needs the number of the step"):
+        gradstep.adagrad_(p, g, sum=total, noise=0.1)
+    gradstep.adagrad_(p, g, sum=total, noise=0.1, step=1)
+    assert (p != 1).all()
+
+
+def test_an_option_can_be_off_in_a_group() -> None:
+    a, b = np.ones((2, 3)), np.ones((2, 3))
+    opt = ADAMW([{"params": a}, {"params": b, "agc": None}], agc=0.01, agc_eps=1e-2, ema_decay=0.9, ema_correction="bias")
+    opt.param_groups[1]["ema_decay"] = None
+    opt.step([np.ones((2, 3)), np.ones((2, 3))])
+    assert opt.ema[0] is not None and opt.ema[1] is None
+
+
+def test_complex_rows_have_no_real_mean() -> None:
+    p = np.ones((2, 3), np.complex64)
+    opt = ADAMW([p], centralize=True)
+    with pytest.raises(TypeError, match="is complex: centralize takes real parameters"):
+        opt.step([np.ones((2, 3), np.complex64)])
+    assert (p == 1).all() and opt.state == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import pickle
@@ -1120,3 +1121,87 @@ def test_lamb_with_a_clipped_norm_through_all_faces() -> None:
     for i, p in enumerate(params):
         assert_same(p, arrays[i], f"class, {i}")
         assert_same(p, operands[i], f"function, {i}")
+
+
+# ---- what a step that fails or is left out leaves behind --------------------------------------------------------------------
+
+
+def sparse_step(opt: Any, table: Any, scaler: Any) -> None:
+    scaler.scale(table(torch.tensor([1, 2])).sum()).backward()
+    scaler.step(opt)
+    scaler.update()
+
+
+def test_sparse_gradients_with_a_scaler() -> None:
+    tables = [torch.nn.Embedding.from_pretrained(torch.ones(5, 3), freeze=False, sparse=True) for _ in range(2)]
+    for table, cls in zip(tables, (gradstep.torch.SGD, torch.optim.SGD), strict=True):
+        opt, scaler = cls(table.parameters(), lr=0.5), torch.amp.GradScaler("cpu", init_scale=8.0)
+        for _ in range(2):
+            opt.zero_grad()
+            sparse_step(opt, table, scaler)
+    assert torch.equal(tables[0].weight, tables[1].weight)
+    assert not torch.equal(tables[0].weight, torch.ones(5, 3))
+
+
+def test_a_sparse_gradient_is_given_back_as_it_was() -> None:
+    table = torch.nn.Embedding.from_pretrained(torch.ones(5, 3), freeze=False, sparse=True)
+    table(torch.tensor([1])).sum().backward()
+    grad = table.weight.grad
+    opt = gradstep.torch.AdamW(table.parameters())
+    with pytest.raises(RuntimeError, match="sparse"):
+        opt.step(grad_scale=0.5)
+    sgd = gradstep.torch.SGD(table.parameters(), lr=1.0)
+    sgd.step(grad_scale=0.5)
+    assert table.weight.grad is grad and torch.equal(grad.to_dense()[1], torch.ones(3))
+    assert torch.equal(table.weight[1], torch.full((3,), 0.5)) and sgd.steps == 1
+
+
+@pytest.mark.parametrize("wrong", ["clip_norm", "grads"])
+def test_an_error_leaves_no_loss_scale_to_the_next_step(wrong: str) -> None:
+    p = torch.nn.Parameter(torch.zeros(3))
+    opt, scaler = gradstep.torch.SGD([p], lr=1.0), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(p.sum()).backward()
+    if wrong == "clip_norm":
+        opt.clip_norm = -1.0
+    with pytest.raises((TypeError, ValueError), match=wrong):
+        scaler.step(opt, **({"grads": []} if wrong == "grads" else {}))
+    opt.clip_norm = None
+    p.grad = torch.ones(3)
+    opt.step()
+    assert (p == -1).all()
+
+
+@pytest.mark.parametrize("how", ["skip", "raise"])
+def test_a_step_that_is_left_out_raises_no_version(how: str) -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    opt = gradstep.torch.AdamW([p], on_nonfinite=how)
+    loss = (p**2).sum()
+    p.grad = torch.tensor([1.0, float("nan"), 1.0])
+    with pytest.raises(FloatingPointError) if how == "raise" else contextlib.nullcontext():
+        opt.step()
+    assert p._version == 0
+    p.grad = None
+    loss.backward()
+    assert torch.equal(p.grad, torch.full((3,), 2.0))
+
+
+@pytest.mark.parametrize("name", ["clip_norm", "on_nonfinite", "zero_grad"])
+def test_what_holds_for_all_groups_is_refused_in_one(name: str) -> None:
+    p, q = torch.nn.Parameter(torch.ones(3)), np.ones(3, np.float32)
+    p.grad = torch.ones(3)
+    for opt, arguments in ((gradstep.torch.AdamW([p]), ()), (gradstep.AdamW([q]), ([np.ones(3, np.float32)],))):
+        opt.param_groups[0][name] = 1.0
+        with pytest.raises(TypeError, match=f"{name} holds for all groups"):
+            opt.step(*arguments)
+    assert (p == 1).all() and (q == 1).all()
+
+
+def test_gradients_that_come_twice_are_clipped_as_torch_does() -> None:
+    shared, lists = torch.ones(4), []
+    for function in (gradstep.torch.clip_grad_norm_, torch.nn.utils.clip_grad_norm_):
+        params = [torch.nn.Parameter(torch.ones(4)) for _ in range(2)]
+        for param in params:
+            param.grad = shared.clone() if param is params[0] else params[0].grad
+        function(params, 1.0)
+        lists.append(params[0].grad)
+    assert torch.equal(*lists)

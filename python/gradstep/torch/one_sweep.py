@@ -28,6 +28,9 @@ _OF_ALL = {"clip_norm": "clip_norm", "on_nonfinite": "on_nonfinite", "zero_grad"
 # round to the dtype of the parameter.
 _NUMBERS: dict[str, int | float] = {"ema_count": 0, "swa_count": 0, "grad_norm_sq": 0.0}
 
+# What torch.amp.GradScaler leaves on an optimizer for the length of a step.
+_OF_SCALER = frozenset({"grad_scale", "found_inf"})
+
 # Choices of torch that this engine has nothing to set against: it runs no autograd and no CUDA graph.
 _REFUSED = {
     "capturable": "no CUDA graph can capture a step on the CPU",
@@ -244,7 +247,7 @@ def _step(
         seen = _carry_out(optimizer, grads, grad_scale, stats)
     except BaseException:
         # GradScaler will not hear the end of this step, and would leave its scale to the next.
-        for name in ("grad_scale", "found_inf"):
+        for name in _OF_SCALER:
             vars(optimizer).pop(name, None)
         raise
     if not stats or seen is None:
@@ -314,6 +317,7 @@ def _torch_step(optimizer: OneSweep, grad_scale: float) -> None:
     theirs = next(cls for cls in type(optimizer).__mro__ if not issubclass(cls, OneSweep) and "step" in vars(cls))
     params = [param for group in optimizer.param_groups for param in group["params"] if param.grad is not None]
     grads = [param.grad for param in params]
+    scaler = {name: vars(optimizer).pop(name) for name in _OF_SCALER & vars(optimizer).keys()}  # theirs would refuse
     with torch.no_grad():
         try:
             if grad_scale != 1:
@@ -321,6 +325,7 @@ def _torch_step(optimizer: OneSweep, grad_scale: float) -> None:
                     param.grad = grad * grad_scale
             inspect.unwrap(vars(theirs)["step"])(optimizer)
         finally:
+            vars(optimizer).update(scaler)
             for param, grad in zip(params, grads, strict=True):
                 param.grad = grad
 
