@@ -266,15 +266,22 @@ void Plan::refuse_nonfinite(const cpu::Outcome& outcome) const {
 py::object Plan::report(const Conditions& conditions, const cpu::Outcome& outcome) const {
   if (outcome.skipped() && conditions.raises) refuse_nonfinite(outcome);
   if (!conditions.options.checks && !conditions.options.stats) return py::none();
+  const auto numbers = [](std::int64_t index, std::int64_t size, double clip_factor, const Sums& sums) {
+    const auto& at = sums.at;
+    return py::make_tuple(index, size, clip_factor, at[kCameSquares], at[kRuleGradSquares], at[kUpdateSquares],
+                          at[kParamSquares], at[kMaxAbs], at[kNans], at[kInfs], at[kZeros]);
+  };
   py::list seen;
+  Sums all;
+  std::int64_t size = 0;
   for (std::size_t i = 0; i < outcome.seen.size(); ++i) {
     const auto& [sums, clip_factor] = outcome.seen[i];
-    const auto& at = sums.at;
-    seen.append(py::make_tuple(items_[i].index, entries_[items_[i].index].sweep().size, clip_factor, at[kCameSquares],
-                               at[kRuleGradSquares], at[kUpdateSquares], at[kParamSquares], at[kMaxAbs], at[kNans], at[kInfs],
-                               at[kZeros]));
+    const std::int64_t elements = entries_[items_[i].index].sweep().size;
+    seen.append(numbers(static_cast<std::int64_t>(items_[i].index), elements, clip_factor, sums));
+    all.add(sums);
+    size += elements;
   }
-  return py::make_tuple(!outcome.skipped(), outcome.clip_factor, seen);
+  return py::make_tuple(!outcome.skipped(), numbers(-1, size, outcome.clip_factor, all), seen);
 }
 
 py::object Plan::update(const char* function, const py::handle& kernel, const py::object& params, const py::object& grads,

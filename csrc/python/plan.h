@@ -41,8 +41,8 @@ class Plan {
   // carried out. `groups` is a list of (number of parameters, kernel), in the order of the parameters. `conditions` may be
   // None.
   //
-  // Returns None, or if statistics are asked for or the step may be left out: (carried out, clip factor, per parameter: a list
-  // of (index, size, clip factor, sums...)).
+  // Returns None, or if statistics are asked for or the step may be left out: (carried out, numbers of all parameters together,
+  // a list of the numbers of each): index, size, clip factor, sums.
   pybind11::object step(const pybind11::list& params, const pybind11::object& grads, const pybind11::list& keys,
                         const pybind11::dict& state, const pybind11::list& groups, const pybind11::object& make_state,
                         const pybind11::object& conditions);

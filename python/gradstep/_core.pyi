@@ -3,6 +3,7 @@ from typing import Any
 
 from gradstep.kernel import Kernel
 from gradstep.options import Conditions
+from gradstep.stats import Seen
 
 __version__: str
 build: dict[str, str]
@@ -32,7 +33,7 @@ class Plan:
         groups: list[tuple[int, Kernel]],
         make_state: Callable[[int, Any, list[str]], dict[str, Any]],
         conditions: Conditions | None = None,
-    ) -> tuple[bool, float, list[Any]] | None: ...
+    ) -> Seen | None: ...
 
 def update(
     function: str,

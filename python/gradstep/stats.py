@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,34 @@ class StepStats(Stats):
     """By key: the parameter's name, or its position; those that had a gradient."""
 
 
-def make_stats(step: int, keys: Sequence[Hashable], seen: tuple[bool, float, list[Any]]) -> StepStats:
+Numbers = tuple[int, int, float, float, float, float, float, float, float, float, float]
+"""As a plan returns them: index, size, clip factor; squares of norms: of the gradient as it came, as the rule got it, of update and
+parameter; largest absolute value; counts of NaN, infinite and zero."""
+
+Seen = tuple[bool, Numbers, list[Numbers]]
+"""Whether the step was carried out; numbers of all parameters together, and of each."""
+
+
+class _EachParameter(Mapping[Hashable, Stats]):
+    """The statistics of each parameter, made when they are looked at: a model has hundreds."""
+
+    def __init__(self, numbers: dict[Hashable, Numbers], skipped: bool) -> None:
+        self._numbers, self._skipped = numbers, skipped
+
+    def __getitem__(self, key: Hashable) -> Stats:
+        return Stats(**_fields(self._numbers[key], self._skipped))
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def make_stats(step: int, keys: Sequence[Hashable], seen: Seen) -> StepStats:
     """Return the statistics of a step.
 
     Args:
@@ -61,36 +88,23 @@ def make_stats(step: int, keys: Sequence[Hashable], seen: tuple[bool, float, lis
         keys: of all parameters, in order.
         seen: what the plan returned.
     """
-    carried_out, clip_factor, items = seen
-    parameters: dict[Hashable, Stats] = {}
-    came = rule = update = param = largest = 0.0
-    counts = [0] * 4
-    for index, size, factor, *squares, top, nans, infs, zeros in items:
-        of_one = _norms(*squares)
-        numbers = {"grad_nans": int(nans), "grad_infs": int(infs), "grad_zeros": int(zeros), "size": size}
-        parameters[keys[index]] = Stats(**of_one, **numbers, grad_max=top, clip_factor=factor, skipped=not carried_out)
-        came, rule, update, param = came + squares[0], rule + squares[1], update + squares[2], param + squares[3]
-        largest = top if top > largest or math.isnan(top) else largest
-        counts = [total + count for total, count in zip(counts, numbers.values(), strict=True)]
-    return StepStats(
-        **_norms(came, rule, update, param),
-        grad_max=largest,
-        grad_nans=counts[0],
-        grad_infs=counts[1],
-        grad_zeros=counts[2],
-        size=counts[3],
-        clip_factor=clip_factor,
-        skipped=not carried_out,
-        step=step,
-        parameters=parameters,
-    )
+    carried_out, together, each = seen
+    parameters = _EachParameter({keys[numbers[0]]: numbers for numbers in each}, not carried_out)
+    return StepStats(**_fields(together, not carried_out), step=step, parameters=parameters)
 
 
-def _norms(came: float, rule: float, update: float, param: float) -> dict[str, Any]:
-    """Return norms from sums of squares."""
+def _fields(numbers: Numbers, skipped: bool) -> dict[str, Any]:
+    _, size, clip_factor, came, rule, update, param, largest, nans, infs, zeros = numbers
     return {
         "grad_norm": math.sqrt(came),
         "grad_norm_clipped": math.sqrt(rule),
         "update_norm": math.sqrt(update),
         "param_norm": math.sqrt(param),
+        "grad_max": largest,
+        "grad_nans": int(nans),
+        "grad_infs": int(infs),
+        "grad_zeros": int(zeros),
+        "size": size,
+        "clip_factor": clip_factor,
+        "skipped": skipped,
     }

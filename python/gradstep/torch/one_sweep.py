@@ -16,7 +16,7 @@ from gradstep.averages import HoldsAverages
 from gradstep.kernel import Kernel
 from gradstep.numpy import Optimizer as Rule
 from gradstep.options import OPTIONS, check_weights, keep, make_conditions
-from gradstep.stats import make_stats
+from gradstep.stats import Seen, make_stats
 
 Closure = Callable[[], Any]
 Sources = Sequence[tuple[float, Sequence[torch.Tensor | None]]]
@@ -256,9 +256,7 @@ def _step(
     return made if closure is None else (loss, made)
 
 
-def _carry_out(
-    optimizer: OneSweep, grads: Sources | None, grad_scale: float, stats: bool
-) -> tuple[bool, float, list[Any]] | None:
+def _carry_out(optimizer: OneSweep, grads: Sources | None, grad_scale: float, stats: bool) -> Seen | None:
     loss_scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)  # of GradScaler
     if loss_scale is not None:
         grad_scale = float(grad_scale) / float(loss_scale)
