@@ -250,7 +250,7 @@ def check_weights(weights: tuple[Any, ...], total: float | None) -> tuple[float,
 
 
 def keep(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the options that groups hold, as far as they are given, and all that hold for the whole optimizer.
+    """Return the options that groups hold, as far as they are on, and all that hold for the whole optimizer.
 
     Args:
         defaults: the settings of the optimizer itself.
@@ -262,7 +262,9 @@ def keep(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[dict[
     for name in options:
         if name not in OPTIONS or name in defaults:
             raise TypeError(f"got an unexpected keyword argument {name!r}")
-    groups = {name: value for name, value in options.items() if name in GROUP_OPTIONS and value is not None}
+    groups = {
+        name: value for name, value in options.items() if name in GROUP_OPTIONS and value is not None and value is not False
+    }
     return groups, {name: options.get(name, default) for name, default in CONDITIONS.items()}
 
 
