@@ -17,6 +17,12 @@ struct Problem {
   std::string text;
 };
 
+// Raises a Python exception.
+[[noreturn]] inline void raise(PyObject* type, const std::string& text) {
+  PyErr_SetString(type, text.c_str());
+  throw pybind11::error_already_set();
+}
+
 [[noreturn]] inline void type_problem(std::string text) { throw Problem{PyExc_TypeError, std::move(text)}; }
 [[noreturn]] inline void value_problem(std::string text) { throw Problem{PyExc_ValueError, std::move(text)}; }
 

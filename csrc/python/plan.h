@@ -10,24 +10,17 @@
 #include <atomic>
 #include <deque>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../cpu/step.h"
+#include "conditions.h"
 #include "counter.h"
 #include "entry.h"
 #include "labels.h"
 #include "overlap.h"
 
 namespace gradstep::python {
-
-// What holds for a whole step, as Python gives it: (clip_norm or None, what to do with a gradient that is not finite, stats,
-// zero_grad, weights). The second is "propagate", "skip", "raise", or "leave out": skip, whatever the gradients are. `weights`,
-// if not None, is a tuple: the gradients are as many lists.
-struct Conditions {
-  cpu::StepOptions options;
-  bool raises = false;
-  std::vector<double> weights;
-};
 
 class Plan {
  public:
@@ -126,6 +119,23 @@ class Plan {
   std::vector<cpu::StepItem> step_items_;
   cpu::Step engine_;
   Holds holds_;
+};
+
+struct Plan::Scope {
+  explicit Scope(Plan& plan) : plan(plan) {
+    if (plan.busy_.exchange(true)) raise(PyExc_RuntimeError, plan.labels_.function + ": is already running in another thread");
+    plan.outputs_changed_ = !std::exchange(plan.checked_, false);
+  }
+  ~Scope() {
+    plan.items_.clear();
+    plan.further_gradients_.clear();
+    plan.groups_.clear();
+    plan.step_items_.clear();
+    plan.moved_gradients_.clear();
+    plan.holds_.clear();
+    plan.busy_.store(false);
+  }
+  Plan& plan;
 };
 
 }  // namespace gradstep::python
