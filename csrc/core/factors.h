@@ -42,6 +42,9 @@ inline double trust_ratio(const Settings& settings, double param_norm, double up
   return ratio < settings.trust_low ? settings.trust_low : ratio > settings.trust_high ? settings.trust_high : ratio;
 }
 
+// What decoupled decay multiplies `weight_decay` by.
+inline double decay_rate(const Settings& settings) { return settings.independent_decay ? 1 : settings.lr(); }
+
 inline double noise_sigma(const Settings& settings, double step) {
   return std::sqrt(settings.noise / std::pow(1 + step, settings.noise_decay));
 }

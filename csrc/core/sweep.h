@@ -115,6 +115,7 @@ struct Sweep {
     if (row == 0) return kSumBlock;
     return (row < kSumBlock ? kSumBlock / row : 1) * row;
   }
+  std::int64_t n_blocks() const { return (size + block() - 1) / block(); }
 };
 
 // What an engine is given to run.

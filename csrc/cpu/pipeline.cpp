@@ -23,8 +23,7 @@ void update_constants(List<DecayStage...>, const Settings& settings, Decay decay
                                    std::byte*) = {[](const Rule& rule, const Settings& all, double number, std::byte* to) {
     using Update = typename Rule::template Update<T>;
     using DecayOp = typename DecayStage::template Op<T>;
-    const double rate = all.independent_decay ? 1 : rule.lr;
-    construct<Decayed<Update, DecayOp>>(to, Update(rule, number), DecayOp(DecayStage{all.weight_decay}, rate));
+    construct<Decayed<Update, DecayOp>>(to, Update(rule, number), DecayOp(DecayStage{all.weight_decay}, decay_rate(all)));
   }...};
   kMake[static_cast<int>(decay)](from_values<Rule>(settings.values.data()), settings, step, at);
 }
@@ -196,7 +195,7 @@ class Builder {
     add(kernels_.direction[settings_.rule][with_decay][!update][moment_.first]);
     if (agreement) return add(Loop::kCountAgreeing);
     if (settings_.cautious) add(Loop::kCautious);
-    const auto decay = [&] { add(Loop::kDecay, (settings_.independent_decay ? 1 : settings_.lr()) * settings_.weight_decay); };
+    const auto decay = [&] { add(Loop::kDecay, decay_rate(settings_) * settings_.weight_decay); };
     if (beside && settings_.decay_in_ratio) decay();
     if (purpose_ == Purpose::kTrust) return add(Loop::kSumUpdate);
     if (settings_.trust_ratio && settings_.cautious) add(Loop::kTrust);

@@ -91,4 +91,21 @@ void run(const std::vector<Work>& works) {
       [](void* context, std::int64_t i) { static_cast<const Chunks*>(context)->run(static_cast<std::size_t>(i)); }, &chunks);
 }
 
+std::vector<Sums> run_and_sum(std::vector<Work>& works, std::vector<Sums>& blocks) {
+  std::size_t n_blocks = 0;
+  for (const Work& work : works) n_blocks += static_cast<std::size_t>(work.sweep->n_blocks());
+  blocks.assign(n_blocks, {});
+  Sums* next = blocks.data();
+  for (Work& work : works) {
+    work.sums = next;
+    next += work.sweep->n_blocks();
+  }
+  run(works);
+  std::vector<Sums> sums(works.size());
+  for (std::size_t w = 0; w < works.size(); ++w) {
+    for (std::int64_t i = 0; i < works[w].sweep->n_blocks(); ++i) sums[w].add(works[w].sums[i]);
+  }
+  return sums;
+}
+
 }  // namespace gradstep::cpu

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "../core/norms.h"
 #include "../core/sweep.h"
 
 namespace gradstep::cpu {
@@ -14,5 +15,8 @@ void set_flush_denormals(bool flush);
 
 // Runs every sweep to its end.
 void run(const std::vector<Work>& works);
+
+// The same, with sums: returns those of each work. `blocks` is scratch, and the works point into it meanwhile.
+std::vector<Sums> run_and_sum(std::vector<Work>& works, std::vector<Sums>& blocks);
 
 }  // namespace gradstep::cpu

@@ -70,7 +70,7 @@ void Step::sweep(const std::vector<StepItem>& items, const StepOptions& options,
   beside.sum_update = options.stats && purpose == Purpose::kUpdate;
   beside.zero_gradient = options.zero_gradient;
   beside.several_gradients = options.weights != nullptr;
-  std::size_t blocks = 0, weights = 0;
+  std::size_t weights = 0;
   const Settings* last = nullptr;
   for (std::size_t i = 0; i < items.size(); ++i) {
     if (items[i].settings != last) {
@@ -82,23 +82,12 @@ void Step::sweep(const std::vector<StepItem>& items, const StepOptions& options,
     beside.has_factors = options.clip_norm != kNoLimit || items[i].settings->wants_gradient_norms();
     works_.push_back({items[i].sweep, &pipeline(items[i], purpose, beside), factors_[i], nullptr});
     chosen_.push_back(i);
-    blocks += static_cast<std::size_t>((items[i].sweep->size + items[i].sweep->block() - 1) / items[i].sweep->block());
   }
   if (!sums) return cpu::run(works_);
 
-  blocks_.assign(blocks, {});
-  std::size_t at = 0;
-  for (Work& work : works_) {
-    work.sums = blocks_.data() + at;
-    at += static_cast<std::size_t>((work.sweep->size + work.sweep->block() - 1) / work.sweep->block());
-  }
-  cpu::run(works_);
+  const std::vector<Sums> found = cpu::run_and_sum(works_, blocks_);
   sums->assign(items.size(), {});
-  at = 0;
-  for (std::size_t w = 0; w < works_.size(); ++w) {
-    const std::size_t end = w + 1 < works_.size() ? static_cast<std::size_t>(works_[w + 1].sums - blocks_.data()) : blocks;
-    for (; at < end; ++at) (*sums)[chosen_[w]].add(blocks_[at]);
-  }
+  for (std::size_t w = 0; w < works_.size(); ++w) (*sums)[chosen_[w]] = found[w];
 }
 
 Outcome Step::run(std::vector<StepItem>& items, const StepOptions& options) {

@@ -47,33 +47,19 @@ class Batch {
     make_pipeline(Format::kFloat32, pipelines[0]);
     make_pipeline(Format::kFloat64, pipelines[1]);
     std::vector<Work> works;
-    std::size_t n_blocks = 0;
     for (const Entry& entry : entries_) {
-      const Sweep& sweep = entry.sweep();
-      works.push_back({&sweep, &pipelines[sweep.compute == Format::kFloat64], {}, nullptr});
+      works.push_back({&entry.sweep(), &pipelines[entry.sweep().compute == Format::kFloat64], {}, nullptr});
       works.back().factors.gradient = factor;
-      n_blocks += static_cast<std::size_t>((sweep.size + kSumBlock - 1) / kSumBlock);
-    }
-    std::vector<Sums> blocks(sums ? n_blocks : 0);
-    std::size_t at = 0;
-    for (Work& work : works) {
-      if (sums) work.sums = blocks.data() + at;
-      at += static_cast<std::size_t>((work.sweep->size + kSumBlock - 1) / kSumBlock);
     }
     check_overlap();
-    without_gil([&] { cpu::run(works); });
+    std::vector<Sums> blocks, found;
+    without_gil([&] {
+      if (sums) found = cpu::run_and_sum(works, blocks);
+      else cpu::run(works);
+    });
     if (changed_.size() > 0) bump_versions(changed_);
-
     Sums total;
-    at = 0;
-    for (const Work& work : works) {
-      Sums of_one;
-      for (const std::size_t end = at + static_cast<std::size_t>((work.sweep->size + kSumBlock - 1) / kSumBlock);
-           sums && at < end; ++at) {
-        of_one.add(blocks[at]);
-      }
-      total.add(of_one);
-    }
+    for (const Sums& of_one : found) total.add(of_one);
     return total;
   }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -16,9 +17,9 @@ class HoldsAverages:
 
     param_groups: list[dict[str, Any]]
 
+    @abstractmethod
     def _state_of(self, group: int, index: int) -> Mapping[str, Any]:
         """Return the states of a parameter of a group; empty if it has none yet."""
-        raise NotImplementedError
 
     def swap_ema(self) -> None:
         """Exchange parameters and exponential moving averages, in place; a second call exchanges them back.
