@@ -10,7 +10,7 @@ import numpy as np
 
 import gradstep
 
-from .cases import CASES, Case, gradients, parameters
+from .cases import CASES, NORM_CASES, Case, gradients, parameters
 from .stage_references import Stepper
 from .test_values import assert_same_bits
 
@@ -83,7 +83,7 @@ MANY["everything"] = {**MANY["every gradient stage"], **MANY["every parameter st
 
 
 def case_of(name: str) -> Case:
-    return next(case for case in CASES if case.name == name)
+    return next(case for case in (*CASES, *NORM_CASES) if case.name == name)
 
 
 def settings_of(case: Case) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from gradstep import config
 
 from .cases import NORM_CASES, Case, gradients, parameters
 from .child import run_in_child
-from .stage_cases import MANY, SHAPES, STAGES, check, expect, make_grads, make_optimizer, make_params, settings_of
+from .stage_cases import MANY, SHAPES, STAGES, case_of, check, expect, make_grads, make_optimizer, make_params, settings_of
 from .stage_references import Stepper
 from .test_skip import digest
 from .test_values import assert_same_bits
@@ -31,10 +31,6 @@ the_three = pytest.mark.parametrize("case", THE_THREE, ids=lambda case: case.nam
 
 def same(ours: Any, theirs: Any, what: str) -> None:
     assert_same_bits(np.asarray(ours), theirs, what)
-
-
-def case_of(name: str) -> Case:
-    return next(case for case in NORM_CASES if case.name == name)
 
 
 def lists_of(case: Case, shapes: list[Any], dtype: Any) -> dict[str, list[Any]]:

@@ -107,6 +107,18 @@ def test_large_arrays_on_any_number_of_threads(name: str) -> None:
                 check(expected, case, dtype, options, LARGE, what=f"{isa}, {threads} threads")
 
 
+@pytest.mark.parametrize("name", ["every stage by row", "centralize", "agc", "every norm"])
+def test_short_rows(name: str) -> None:
+    """Several go through the passes together: more of them than fit a tile, a block of sums, a chunk of a thread."""
+    options, case, shapes = (MANY.get(name) or STAGES[name]), case_of("adamw"), [(70_001, 1), (30_001, 3), (4001, 9), (97, 600)]
+    expected = expect(case, np.float32, options, shapes, steps=1)
+    for isa in config.isas():
+        config.set_isa(isa)
+        for threads in (1, 3):
+            config.set_num_threads(threads)
+            check(expected, case, np.float32, options, shapes, what=f"{isa}, {threads} threads")
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "only the parameter"])
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Options through the torch classes, torch's GradScaler, and `gradstep.torch.clip_grad_norm_`."""
+"""Options through the torch classes: the NumPy classes' values, groups, saving, averages, and what stands around a step."""
 
 from __future__ import annotations
 
@@ -21,9 +21,22 @@ import gradstep.torch
 from gradstep.options import GROUP_OPTIONS
 from gradstep.stats import StepStats
 
-from .cases import CASES, NORM_CASES, Case
-from .stage_cases import MANY, SHAPES, STAGES, make_grads, make_optimizer, make_params, settings_of, step_arguments
-from .test_values import assert_same_bits
+from .stage_cases import MANY, SHAPES, STAGES, make_grads, make_optimizer, make_params, step_arguments
+from .torch_cases import (
+    ADAMW,
+    SMALL,
+    USUAL,
+    assert_all_same,
+    assert_same,
+    assert_unchanged,
+    case_of,
+    make,
+    run,
+    set_grads,
+    snapshot,
+    sources,
+    tensors,
+)
 
 RULES = ("adamw", "sgd_momentum", "lion", "lamb")
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -33,80 +46,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "raise": {"on_nonfinite": "raise"},
     **{name: MANY[name] for name in ("a usual step", "every gradient stage", "every stage by row", "everything")},
 }
-USUAL: dict[str, Any] = {"clip_norm": 3.0, "ema_decay": 0.9, "l1": 5.0, "swa": (0, 1), "zero_grad": True, "lookahead": (2, 0.4)}
-SMALL = [(6, 40), (33,), (5, 7)]
-
-
-def case_of(name: str) -> Case:
-    return next(case for case in (*CASES, *NORM_CASES) if case.name == name)
-
-
-ADAMW = case_of("adamw")
-
-
-def tensors(shapes: Any = SHAPES, dtype: Any = np.float32) -> list[Any]:
-    return [torch.nn.Parameter(torch.from_numpy(p)) for p in make_params(shapes, dtype)]
-
-
-def make(case: Case, params: Any, options: dict[str, Any]) -> Any:
-    return getattr(gradstep.torch, case.optimizer)(params, **{**settings_of(case), **case.class_settings, **options})
-
-
-def sources(shapes: Any, step: int, options: dict[str, Any], dtype: Any = np.float32) -> Any:
-    made = make_grads(shapes, dtype, step, options)
-    return [(weight, [None if g is None else torch.from_numpy(g) for g in grads]) for weight, grads in made]
-
-
-def set_grads(params: list[Any], step: int) -> None:
-    dtype = np.float64 if params[0].dtype == torch.float64 else np.float32
-    for p, g in zip(params, sources([tuple(p.shape) for p in params], step, {}, dtype)[0][1], strict=True):
-        p.grad = g
-
-
-def run(opt: Any, params: list[Any], steps: Any) -> None:
-    for step in steps:
-        set_grads(params, step)
-        opt.step()
-
-
-def assert_same(ours: Any, theirs: Any, what: str) -> None:
-    """Of arrays the same bits, of numbers the same."""
-    if not isinstance(ours, torch.Tensor):
-        assert ours == theirs and type(ours) is type(theirs), what
-        return
-    assert_same_bits(ours.detach().numpy(), theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else theirs, what)
-
-
-def assert_all_same(params: list[Any], others: list[Any], opt: Any = None, other: Any = None) -> None:
-    """The same bits in parameters and, given the optimizers, in all of their states."""
-    for i, (p, q) in enumerate(zip(params, others, strict=True)):
-        assert_same(p, q, f"parameter {i}")
-        if opt is not None:
-            state, theirs = opt.state[p], other.state[q]
-            assert state.keys() == theirs.keys()
-            for name in state:
-                ours, others = (
-                    value.double() if isinstance(value, torch.Tensor) else value for value in (state[name], theirs[name])
-                )
-                assert_same(ours, others, f"{name} of {i}")
-
-
-def snapshot(opt: Any, params: list[Any]) -> Any:
-    """All that a step may change, apart from gradients."""
-    kept = [[p.detach().clone(), copy.deepcopy(dict(opt.state.get(p, {})))] for p in params]
-    return kept, opt.steps, copy.deepcopy([{**g, "params": None} for g in opt.param_groups])
-
-
-def assert_unchanged(opt: Any, params: list[Any], before: Any) -> None:
-    kept, steps, groups = snapshot(opt, params)
-    assert steps == before[1] and groups == before[2]
-    for (p, state), (q, theirs) in zip(kept, before[0], strict=True):
-        assert torch.equal(p, q)
-        assert state.keys() == theirs.keys() and all(
-            bool((state[name] == theirs[name]).all()) if isinstance(state[name], torch.Tensor) else state[name] == theirs[name]
-            for name in state
-        )
-    assert len(opt.state) == sum(bool(state) for _, state in before[0])
 
 
 # ---- values ---------------------------------------------------------------------------------------------------------------
@@ -226,6 +165,23 @@ def test_weighted_gradients_that_can_not_be(grads: Any, error: Any, message: str
     assert torch.equal(p.detach(), torch.ones(4)) and not opt.state and opt.steps == 0
 
 
+def test_lamb_with_a_clipped_norm_through_all_faces() -> None:
+    """As Apex has it."""
+    shapes = [(6, 40), (33,)]
+    params, arrays, operands = tensors(shapes), make_params(shapes, np.float32), make_params(shapes, np.float32)
+    settings: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.07, "clip_norm": 1.0, "always_adapt": False}
+    opt, other = gradstep.torch.LAMB(params, **settings), gradstep.LAMB(arrays, **settings)
+    averages = [[np.zeros_like(p) for p in operands] for _ in range(2)]
+    for step in (1, 2, 3):
+        run(opt, params, (step,))
+        grads = make_grads(shapes, np.float32, step, {})[0][1]
+        other.step(grads)
+        gradstep.lamb_(operands, grads, exp_avg=averages[0], exp_avg_sq=averages[1], step=step, **settings)
+    for i, p in enumerate(params):
+        assert_same(p, arrays[i], f"class, {i}")
+        assert_same(p, operands[i], f"function, {i}")
+
+
 # ---- groups ---------------------------------------------------------------------------------------------------------------
 
 
@@ -274,6 +230,17 @@ def test_what_holds_for_all_is_refused_in_a_group(name: str, value: Any) -> None
     with pytest.raises(TypeError, match=message):
         make(ADAMW, [{"params": params, name: value}], {})
     run(opt, params, (1,))
+
+
+@pytest.mark.parametrize("name", ["clip_norm", "on_nonfinite", "zero_grad"])
+def test_what_holds_for_all_groups_is_refused_in_one(name: str) -> None:
+    p, q = torch.nn.Parameter(torch.ones(3)), np.ones(3, np.float32)
+    p.grad = torch.ones(3)
+    for opt, arguments in ((gradstep.torch.AdamW([p]), ()), (gradstep.AdamW([q]), ([np.ones(3, np.float32)],))):
+        opt.param_groups[0][name] = 1.0
+        with pytest.raises(TypeError, match=f"{name} holds for all groups"):
+            opt.step(*arguments)
+    assert (p == 1).all() and (q == 1).all()
 
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD", "Lion", "LAMB"])
@@ -652,495 +619,7 @@ def test_sparse_gradients_and_what_step_takes() -> None:
     assert torch.allclose(table.weight, expected)
 
 
-# ---- GradScaler -----------------------------------------------------------------------------------------------------------
-
-
-def amp(case: str, dtype: Any = np.float32) -> dict[str, Any]:
-    name, settings = {
-        "AdamW": ("AdamW", {"lr": 0.02, "weight_decay": 0.07}),
-        "SGD": ("SGD", {"lr": 0.02, "momentum": 0.85, "weight_decay": 0.07}),
-    }[case]
-    params, others = tensors(SMALL, dtype), tensors(SMALL, dtype)
-    return {
-        "ours": (getattr(gradstep.torch, name)(params, **settings), params),
-        "theirs": (getattr(torch.optim, name)(others, foreach=False, **settings), others),
-    }
-
-
-def backward(scaler: Any, params: list[Any], step: int, overflow: bool = False) -> None:
-    """Gradients of a scaled loss; with `overflow`, one element is infinite."""
-    dtype = np.float64 if params[0].dtype == torch.float64 else np.float32
-    grads = sources([tuple(p.shape) for p in params], step, {}, dtype)[0][1]
-    loss = sum((p * g / 100).sum() for p, g in zip(params, grads, strict=True))
-    scaler.scale(loss + (params[1][5] * torch.inf if overflow else 0)).backward()
-
-
-def close(params: list[Any], others: list[Any]) -> None:
-    for p, q, start in zip(params, others, tensors(SMALL), strict=True):
-        assert (p.double() - start.double()).abs().max() > 0.005
-        assert torch.allclose(p, q, rtol=2e-6, atol=2e-6)
-
-
-def counts(opt: Any) -> list[float]:
-    return [float(state["step"]) for state in opt.state.values() if "step" in state]
-
-
-BETWEEN: dict[str, Callable[[Any, Any, list[Any]], None]] = {
-    "nothing": lambda scaler, opt, params: None,
-    "unscale_": lambda scaler, opt, params: scaler.unscale_(opt),
-    "unscale_ and clip": lambda scaler, opt, params: (
-        scaler.unscale_(opt),
-        torch.nn.utils.clip_grad_norm_(params, 0.5),
-    ),
-    "unscale_ and our clip": lambda scaler, opt, params: (
-        scaler.unscale_(opt),
-        gradstep.torch.clip_grad_norm_(params, 0.5),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ["AdamW", "SGD"])
-@pytest.mark.parametrize("between", BETWEEN)
-@pytest.mark.parametrize("overflows", [(), (1,), (1, 2), (3,), (1, 4, 5)], ids=str)
-@pytest.mark.parametrize("scale", [1024.0, 1000.0, 3.7])
-def test_scaler_as_with_torchs_optimizer(name: str, between: str, overflows: tuple[int, ...], scale: float) -> None:
-    scales: dict[str, list[float]] = {"ours": [], "theirs": []}
-    pairs = amp(name)
-    for which, (opt, params) in pairs.items():
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_factor=3.0, backoff_factor=0.25, growth_interval=2)
-        keys = vars(opt).keys() - {"_plan"}
-        for step in range(1, 7):
-            opt.zero_grad()
-            backward(scaler, params, step, step in overflows)
-            before = [p.detach().clone() for p in params]
-            BETWEEN[between](scaler, opt, params)
-            assert scaler.step(opt) is None
-            scaler.update()
-            scales[which].append(scaler.get_scale())
-            assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True)) == (step in overflows)
-            if overflows[:step] == tuple(range(1, step + 1)):
-                assert not opt.state and opt.state_dict()["state"] == {}
-            assert vars(opt).keys() - {"_plan"} <= keys | {"steps"}
-            assert which == "theirs" or opt.steps == step - sum(at <= step for at in overflows)
-    assert scales["ours"] == scales["theirs"] and len(set(scales["ours"])) > 1
-    close(pairs["ours"][1], pairs["theirs"][1])
-    assert counts(pairs["ours"][0]) == counts(pairs["theirs"][0]) == [6.0 - len(overflows)] * (3 if name == "AdamW" else 0)
-
-
-@pytest.mark.parametrize("unscale", [False, True])
-@pytest.mark.parametrize("name", ["AdamW", "SGD"])
-def test_the_option_clips_what_was_unscaled(name: str, unscale: bool) -> None:
-    """As torch's unscale_, clip_grad_norm_, step; in float64, with a scale of a power of two, to the last digits."""
-    pairs = amp(name, np.float64)
-    pairs["ours"][0].clip_norm = 0.5
-    for which, (opt, params) in pairs.items():
-        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)
-        for step in range(1, 6):
-            opt.zero_grad()
-            backward(scaler, params, step, step == 3)
-            if unscale or which == "theirs":
-                scaler.unscale_(opt)
-            if which == "theirs":
-                norm = torch.nn.utils.clip_grad_norm_(params, 0.5)
-                assert norm > 1
-            scaler.step(opt)
-            scaler.update()
-    for p, q in zip(pairs["ours"][1], pairs["theirs"][1], strict=True):
-        assert torch.allclose(p, q, rtol=1e-12, atol=1e-13)
-
-
-@pytest.mark.parametrize("unscale", [False, True])
-@pytest.mark.parametrize("how", ["propagate", "skip", "raise", "zero"])
-def test_the_scaler_comes_before_on_nonfinite(how: str, unscale: bool) -> None:
-    """What the scaler saw overflow is left out, whatever the option says."""
-    params = tensors(SMALL)
-    opt = make(ADAMW, params, {"on_nonfinite": how, "ema_decay": 0.9, "clip_norm": 3.0})
-    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=100)
-    for step in (1, 2, 3, 4):
-        opt.zero_grad()
-        backward(scaler, params, step, overflow=step in (1, 3))
-        if unscale:
-            scaler.unscale_(opt)
-        before = snapshot(opt, params)
-        scaler.step(opt)
-        scaler.update()
-        if step in (1, 3):
-            assert_unchanged(opt, params, before)
-        else:
-            assert opt.steps == step // 2 and opt.state[params[0]]["ema_count"] == step // 2
-    assert scaler.get_scale() == 16
-
-
-@pytest.mark.parametrize("unscale", [True, False])
-def test_what_turns_bad_after_unscale_is_for_the_option(unscale: bool) -> None:
-    """The loop goes on after an error, too, whether or not it calls unscale_ again."""
-    results = []
-    for how in ("skip", "raise"):
-        params = tensors(SMALL)
-        opt = make(ADAMW, params, {"on_nonfinite": how})
-        scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-        for step in (1, 2, 3):
-            opt.zero_grad()
-            backward(scaler, params, step)
-            if unscale or step == 2:
-                scaler.unscale_(opt)
-            before = snapshot(opt, params)
-            if step == 2:
-                params[0].grad[1, 1] = torch.nan
-            if step == 2 and how == "raise":
-                with pytest.raises(FloatingPointError):
-                    scaler.step(opt)
-            else:
-                scaler.step(opt)
-            scaler.update()
-            if step == 2:
-                assert_unchanged(opt, params, before)
-        assert opt.steps == 2
-        results.append(params)
-    assert_all_same(*results)
-
-
-@pytest.mark.parametrize("unscale", [False, True])
-def test_statistics_with_a_scaler(unscale: bool) -> None:
-    params = tensors(SMALL)
-    opt = make(ADAMW, params, {"clip_norm": 0.5})
-    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=100)
-    for step in (1, 2, 3):
-        opt.zero_grad()
-        backward(scaler, params, step, overflow=step == 2)
-        true = torch.cat([p.grad.ravel().double() for p in params]) / scaler.get_scale()
-        if unscale:
-            scaler.unscale_(opt)
-        before = snapshot(opt, params)
-        seen = scaler.step(opt, stats=True)
-        scaler.update()
-        assert seen.skipped == (step == 2) and seen.grad_infs == (step == 2)
-        assert seen.step == min(step, 2)
-        if step == 2:
-            assert_unchanged(opt, params, before)
-            assert seen.grad_norm == float("inf") and seen.update_norm == 0
-        else:
-            assert seen.grad_norm == pytest.approx(float(true.norm()), rel=1e-6)
-            assert seen.clip_factor == pytest.approx(0.5 / float(true.norm()), rel=1e-5)
-            assert seen.grad_norm_clipped == pytest.approx(0.5, rel=1e-5)
-
-
-@pytest.mark.parametrize("stats", [False, True])
-def test_found_inf_skips_also_where_gradients_were_mended(stats: bool) -> None:
-    """As with torch's optimizers: what the scaler found counts."""
-    params = tensors(SMALL)
-    opt = make(ADAMW, params, {})
-    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
-    backward(scaler, params, 1, overflow=True)
-    scaler.unscale_(opt)
-    for p in params:
-        p.grad.nan_to_num_(0.0, 0.0, 0.0)
-    before = snapshot(opt, params)
-    seen = scaler.step(opt, stats=stats)
-    assert_unchanged(opt, params, before)
-    assert seen is None or seen.skipped
-
-
-@pytest.mark.parametrize("stats", [False, True])
-@pytest.mark.parametrize("unscale", [False, True])
-def test_zero_grad_with_a_scaler(unscale: bool, stats: bool) -> None:
-    """Gradients are zeroed by steps that are left out, too: else they would stay infinite."""
-    pairs = amp("AdamW")
-    pairs["ours"][0].zeroes_grad = True
-    for which, (opt, params) in pairs.items():
-        scaler = torch.amp.GradScaler("cpu", init_scale=128.0)
-        for step in (1, 2, 3, 4):
-            if which == "theirs":
-                opt.zero_grad()
-            backward(scaler, params, step, overflow=step in (1, 3))
-            if unscale:
-                scaler.unscale_(opt)
-            more = {"stats": True} if stats and which == "ours" else {}
-            scaler.step(opt, **more)
-            scaler.update()
-            assert which == "theirs" or all(p.grad is not None and not p.grad.any() for p in params)
-    close(pairs["ours"][1], pairs["theirs"][1])
-
-
-def test_several_optimizers_on_one_scaler() -> None:
-    """Each is left out for what is its own; the scale is common."""
-    results = []
-    for which in ("ours", "theirs"):
-        made = [amp(name)[which] for name in ("AdamW", "SGD")]
-        scaler, scales = torch.amp.GradScaler("cpu", init_scale=512.0, growth_interval=2), []
-        for step in range(1, 7):
-            for k, (opt, params) in enumerate(made):
-                opt.zero_grad()
-                backward(scaler, params, 10 * step + k, overflow=(step, k) in ((1, 0), (3, 1), (4, 0)))
-            if step % 2:
-                scaler.unscale_(made[1][0])
-            for opt, _ in made:
-                scaler.step(opt)
-            scaler.update()
-            scales.append(scaler.get_scale())
-        results.append((made, scales))
-    (ours, our_scales), (theirs, their_scales) = results
-    assert our_scales == their_scales
-    for (_, params), (_, others) in zip(ours, theirs, strict=True):
-        close(params, others)
-    assert [opt.steps for opt, _ in ours] == [4, 5] and counts(ours[0][0]) == counts(theirs[0][0]) == [4.0] * 3
-
-
-def test_a_disabled_scaler_does_nothing() -> None:
-    params, others = tensors(SMALL), tensors(SMALL)
-    opt, other = make(ADAMW, params, USUAL), make(ADAMW, others, USUAL)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    for step in (1, 2):
-        set_grads(params, step)
-        scaler.unscale_(opt)
-        scaler.step(opt)
-        scaler.update()
-    run(other, others, (1, 2))
-    assert_all_same(params, others, opt, other)
-
-
-def test_scaled_twice() -> None:
-    """`grad_scale` of a step and the scaler's are two factors."""
-    params, others = tensors(SMALL, np.float64), tensors(SMALL, np.float64)
-    opt, other = (gradstep.torch.SGD(each, lr=0.1) for each in (params, others))
-    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-    backward(scaler, params, 1)
-    scaler.step(opt, grad_scale=0.5)
-    for p, q in zip(params, others, strict=True):
-        q.grad = p.grad / 128
-    other.step()
-    assert_all_same(params, others)
-
-
-# ---- clip_grad_norm_ --------------------------------------------------------------------------------------------------------
-
-CLIP_SHAPES = [(33, 7), (), (1030,), (0, 3), (2, 3, 5, 5)]
-
-
-def with_grads(dtype: Any = torch.float32, scale: float = 1.0) -> list[Any]:
-    params = tensors(CLIP_SHAPES)
-    for p, g in zip(params, sources(CLIP_SHAPES, 3, {})[0][1], strict=True):
-        p.data = p.data.to(dtype)
-        p.grad = None if g is None else (g.double() * scale).to(dtype)
-    return params
-
-
-def clip_both(params: list[Any], *args: Any, **kwargs: Any) -> tuple[Any, Any, list[Any]]:
-    """Norms by ours and torch's function, and torch's gradients; ours are left in `params`."""
-    others = [torch.nn.Parameter(p.detach().clone()) for p in params]
-    for p, q in zip(params, others, strict=True):
-        q.grad = None if p.grad is None else p.grad.clone()
-    norm = gradstep.torch.clip_grad_norm_(params, *args, **kwargs)
-    expected = torch.nn.utils.clip_grad_norm_(others, *args, **kwargs)
-    assert type(norm) is torch.Tensor and norm.shape == () and norm.dtype == expected.dtype and not norm.requires_grad
-    for p, q in zip(params, others, strict=True):
-        assert (p.grad is None) == (q.grad is None)
-        assert p.grad is None or (p.grad.dtype == q.grad.dtype and p.grad.layout == q.grad.layout)
-    return norm, expected, [q.grad for q in others]
-
-
-def assert_clipped(params: list[Any], grads: list[Any], rtol: float) -> None:
-    for p, g in zip(params, grads, strict=True):
-        if g is not None:
-            assert torch.allclose(p.grad.to_dense(), g.to_dense(), rtol=rtol, atol=0, equal_nan=True)
-
-
-@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 3e-6), (torch.float64, 1e-12)])
-@pytest.mark.parametrize("max_norm", [1.0, 30, torch.tensor(2.5), 1e9, 0.0])
-def test_clip_as_torch(dtype: Any, rtol: float, max_norm: Any) -> None:
-    params = with_grads(dtype)
-    params[2].grad = None
-    before = [None if p.grad is None else p.grad.clone() for p in params]
-    norm, expected, grads = clip_both(params, max_norm)
-    assert norm > 100 and torch.allclose(norm, expected, rtol=rtol)
-    assert_clipped(params, grads, rtol)
-    changed = any(p.grad is not None and not torch.equal(p.grad, b) for p, b in zip(params, before, strict=True))
-    assert changed == (float(max_norm) < 1e9)
-
-
-def test_clip_keywords_and_order_are_torchs() -> None:
-    params = with_grads()
-    norm = gradstep.torch.clip_grad_norm_(parameters=params, max_norm=1.0, norm_type=2, error_if_nonfinite=True, foreach=False)
-    assert norm > 100
-    assert gradstep.torch.clip_grad_norm_(params, 1.0, 2.0, True, None) == pytest.approx(1.0, rel=1e-5)
-
-
-def test_clip_a_generator_and_a_tensor() -> None:
-    params = with_grads()
-    listed = with_grads()
-    norms = [gradstep.torch.clip_grad_norm_(p, 1.0) for p in ((q for q in params), listed)]
-    assert torch.equal(*norms) and all(torch.equal(p.grad, q.grad) for p, q in zip(params, listed, strict=True))
-    w = torch.nn.Parameter(torch.zeros(2))
-    w.grad = torch.tensor([3.0, 4.0])
-    assert gradstep.torch.clip_grad_norm_(w, 1.0) == 5
-    assert torch.allclose(w.grad, torch.tensor([0.6, 0.8]))
-
-
-@pytest.mark.parametrize("params", [[], "without"], ids=["no parameters", "no gradients"])
-def test_clip_nothing(params: Any) -> None:
-    params = tensors(SMALL) if params == "without" else params
-    norm, expected, _ = clip_both(params, 1.0)
-    assert torch.equal(norm, expected) and norm == 0
-
-
-def test_clip_an_empty_generator_warns_as_torch_does() -> None:
-    for module in (torch.nn.utils, gradstep.torch):
-        with pytest.warns(UserWarning, match="empty generator"):
-            module.clip_grad_norm_((p for p in []), 1.0)
-
-
-@pytest.mark.parametrize("norm_type", [float("inf"), "inf", 1, 0, 3.5, "2"])
-def test_clip_other_norms(norm_type: Any) -> None:
-    params = with_grads(torch.float64)
-    del params[3]  # torch's infinity norm of nothing is an error
-    norm, expected, grads = clip_both(params, 1.5, norm_type)
-    assert torch.allclose(norm, expected, rtol=1e-12)
-    assert_clipped(params, grads, 1e-12)
-    assert not torch.equal(params[0].grad, with_grads(torch.float64)[0].grad)
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("norm_type", [2.0, 1.0])
-def test_clip_what_is_not_finite(value: float, norm_type: float) -> None:
-    params = with_grads()
-    params[2].grad[7] = value
-    texts = []
-    for module in (torch.nn.utils, gradstep.torch):
-        before = [p.grad.clone() for p in params]
-        with pytest.raises(RuntimeError) as caught:
-            module.clip_grad_norm_(params, 1.0, norm_type, error_if_nonfinite=True)
-        texts.append(str(caught.value))
-        assert all(torch.allclose(p.grad, b, equal_nan=True, rtol=0) for p, b in zip(params, before, strict=True))
-    assert texts[0] == texts[1]
-    norm, expected, grads = clip_both(params, 1.0, norm_type)
-    assert torch.allclose(norm, expected, equal_nan=True)
-    assert_clipped(params, grads, 0.0)
-
-
-def test_clip_norms_beyond_float32() -> None:
-    """Torch's norm of float32 gradients of 1e25 is infinite, and its gradients zero; ours is what it is."""
-    params, plain = with_grads(scale=1e25), with_grads()
-    norm = gradstep.torch.clip_grad_norm_(params, 1.0, error_if_nonfinite=True)
-    assert norm == pytest.approx(1e25 * float(gradstep.torch.clip_grad_norm_(plain, 1.0)), rel=1e-6)
-    for p, q in zip(params, plain, strict=True):
-        assert torch.allclose(p.grad, q.grad, rtol=1e-5)
-
-
-def test_clip_mixed_dtypes() -> None:
-    params = with_grads()
-    params[0].data, params[0].grad = params[0].data.double(), None
-    params[0].grad = torch.ones(33, 7, dtype=torch.float64)
-    norm, expected, grads = clip_both(params, 1.0)
-    assert torch.allclose(norm, expected, rtol=1e-6)
-    assert_clipped(params, grads, 3e-6)
-
-
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
-@pytest.mark.parametrize("kind", ["half", "bfloat16", "transposed", "every second", "complex"])
-def test_clip_other_gradients(kind: str) -> None:
-    params = with_grads(torch.float64)
-    w = torch.nn.Parameter(torch.ones(8, 6, dtype=torch.float64))
-    values = torch.arange(48.0, dtype=torch.float64).reshape(8, 6) - 20
-    if kind in ("half", "bfloat16"):
-        dtype = getattr(torch, {"half": "float16", "bfloat16": "bfloat16"}[kind])
-        w.data, w.grad = w.data.to(dtype), None
-        w.grad = (values / 16).to(dtype)
-        params = [w]
-    elif kind == "complex":
-        w = torch.nn.Parameter(torch.ones(8, 3, dtype=torch.complex128))
-        w.grad = torch.view_as_complex(values.reshape(8, 3, 2)).clone()
-        params = [w]
-    else:
-        w.grad = values.T.contiguous().T if kind == "transposed" else torch.cat([values, values], 1)[:, ::2]
-        assert not w.grad.is_contiguous()
-        params = [*params, w]
-    norm, expected, grads = clip_both(params, 1.5)
-    assert norm > 1.6 and torch.allclose(norm, expected, rtol=1e-12 if w.dtype.itemsize >= 8 else 0)
-    assert_clipped(params, grads, 1e-12 if w.dtype.itemsize >= 8 else 0)
-
-
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
-def test_clip_sparse_gradients_as_torch() -> None:
-    outcomes = []
-    for module in (torch.nn.utils, gradstep.torch):
-        w = torch.nn.Parameter(torch.ones(8, 6))
-        w.grad = torch.sparse_coo_tensor(torch.tensor([[1, 3]]), torch.full((2, 6), 9.0), (8, 6))
-        w.grad = w.grad.coalesce()
-        try:
-            norm = module.clip_grad_norm_([w], 1.5, foreach=False)
-            outcomes.append(torch.cat([norm.ravel(), w.grad.to_dense().ravel()]))
-        except (RuntimeError, NotImplementedError) as error:
-            outcomes.append((type(error), str(error).split("\n", maxsplit=1)[0]))
-    assert type(outcomes[0]) is type(outcomes[1])
-    assert torch.equal(*outcomes) if isinstance(outcomes[0], torch.Tensor) else outcomes[0] == outcomes[1]
-
-
-def test_clip_tells_autograd() -> None:
-    for max_norm, rises in ((1.0, True), (1e9, False)):
-        params = with_grads()
-        before = [p.grad._version for p in params]
-        gradstep.torch.clip_grad_norm_(params, max_norm)
-        after = [p.grad._version for p in params]
-        assert [a > b for a, b, p in zip(after, before, params, strict=True) if p.numel()] == [rises] * 4
-    w = torch.nn.Parameter(torch.ones(3))
-    w.grad = torch.full((3,), 5.0, requires_grad=True)
-    loss = (w.grad**2).sum()
-    w.grad = w.grad.detach()
-    gradstep.torch.clip_grad_norm_([w], 1.0)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
-def test_clipping_and_the_option_agree() -> None:
-    """Two sweeps or one: the same bits, but for the rounding of the clipped gradient."""
-    for dtype, rtol in ((np.float32, 1e-5), (np.float64, 1e-13)):
-        params, others = tensors(SMALL, dtype), tensors(SMALL, dtype)
-        opt, other = gradstep.torch.SGD(params, lr=0.1, clip_norm=2.0), gradstep.torch.SGD(others, lr=0.1)
-        for step in (1, 2):
-            set_grads(params, step)
-            set_grads(others, step)
-            opt.step()
-            gradstep.torch.clip_grad_norm_(others, 2.0)
-            other.step()
-        for p, q in zip(params, others, strict=True):
-            assert torch.allclose(p, q, rtol=rtol, atol=rtol)
-
-
-def test_lamb_with_a_clipped_norm_through_all_faces() -> None:
-    """As Apex has it."""
-    shapes = [(6, 40), (33,)]
-    params, arrays, operands = tensors(shapes), make_params(shapes, np.float32), make_params(shapes, np.float32)
-    settings: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.07, "clip_norm": 1.0, "always_adapt": False}
-    opt, other = gradstep.torch.LAMB(params, **settings), gradstep.LAMB(arrays, **settings)
-    averages = [[np.zeros_like(p) for p in operands] for _ in range(2)]
-    for step in (1, 2, 3):
-        run(opt, params, (step,))
-        grads = make_grads(shapes, np.float32, step, {})[0][1]
-        other.step(grads)
-        gradstep.lamb_(operands, grads, exp_avg=averages[0], exp_avg_sq=averages[1], step=step, **settings)
-    for i, p in enumerate(params):
-        assert_same(p, arrays[i], f"class, {i}")
-        assert_same(p, operands[i], f"function, {i}")
-
-
 # ---- what a step that fails or is left out leaves behind --------------------------------------------------------------------
-
-
-def sparse_step(opt: Any, table: Any, scaler: Any) -> None:
-    scaler.scale(table(torch.tensor([1, 2])).sum()).backward()
-    scaler.step(opt)
-    scaler.update()
-
-
-def test_sparse_gradients_with_a_scaler() -> None:
-    tables = [torch.nn.Embedding.from_pretrained(torch.ones(5, 3), freeze=False, sparse=True) for _ in range(2)]
-    for table, cls in zip(tables, (gradstep.torch.SGD, torch.optim.SGD), strict=True):
-        opt, scaler = cls(table.parameters(), lr=0.5), torch.amp.GradScaler("cpu", init_scale=8.0)
-        for _ in range(2):
-            opt.zero_grad()
-            sparse_step(opt, table, scaler)
-    assert torch.equal(tables[0].weight, tables[1].weight)
-    assert not torch.equal(tables[0].weight, torch.ones(5, 3))
 
 
 def test_a_sparse_gradient_is_given_back_as_it_was() -> None:
@@ -1156,21 +635,6 @@ def test_a_sparse_gradient_is_given_back_as_it_was() -> None:
     assert torch.equal(table.weight[1], torch.full((3,), 0.5)) and sgd.steps == 1
 
 
-@pytest.mark.parametrize("wrong", ["clip_norm", "grads"])
-def test_an_error_leaves_no_loss_scale_to_the_next_step(wrong: str) -> None:
-    p = torch.nn.Parameter(torch.zeros(3))
-    opt, scaler = gradstep.torch.SGD([p], lr=1.0), torch.amp.GradScaler("cpu", init_scale=1024.0)
-    scaler.scale(p.sum()).backward()
-    if wrong == "clip_norm":
-        opt.clip_norm = -1.0
-    with pytest.raises((TypeError, ValueError), match=wrong):
-        scaler.step(opt, **({"grads": []} if wrong == "grads" else {}))
-    opt.clip_norm = None
-    p.grad = torch.ones(3)
-    opt.step()
-    assert (p == -1).all()
-
-
 @pytest.mark.parametrize("how", ["skip", "raise"])
 def test_a_step_that_is_left_out_raises_no_version(how: str) -> None:
     p = torch.nn.Parameter(torch.ones(3))
@@ -1183,25 +647,3 @@ def test_a_step_that_is_left_out_raises_no_version(how: str) -> None:
     p.grad = None
     loss.backward()
     assert torch.equal(p.grad, torch.full((3,), 2.0))
-
-
-@pytest.mark.parametrize("name", ["clip_norm", "on_nonfinite", "zero_grad"])
-def test_what_holds_for_all_groups_is_refused_in_one(name: str) -> None:
-    p, q = torch.nn.Parameter(torch.ones(3)), np.ones(3, np.float32)
-    p.grad = torch.ones(3)
-    for opt, arguments in ((gradstep.torch.AdamW([p]), ()), (gradstep.AdamW([q]), ([np.ones(3, np.float32)],))):
-        opt.param_groups[0][name] = 1.0
-        with pytest.raises(TypeError, match=f"{name} holds for all groups"):
-            opt.step(*arguments)
-    assert (p == 1).all() and (q == 1).all()
-
-
-def test_gradients_that_come_twice_are_clipped_as_torch_does() -> None:
-    shared, lists = torch.ones(4), []
-    for function in (gradstep.torch.clip_grad_norm_, torch.nn.utils.clip_grad_norm_):
-        params = [torch.nn.Parameter(torch.ones(4)) for _ in range(2)]
-        for param in params:
-            param.grad = shared.clone() if param is params[0] else params[0].grad
-        function(params, 1.0)
-        lists.append(params[0].grad)
-    assert torch.equal(*lists)

@@ -71,14 +71,14 @@ inline bool lookahead_moves(const Settings& settings, double step) {
 struct GradientRow {
   double agc, eps;  // agc is infinite where there is none
 
-  RowValues operator()(const double* sums, std::int64_t length, double gradient_factor) const {
+  RowValues operator()(const RowSums& sums, std::int64_t length, double gradient_factor) const {
     RowValues values;
     if (agc != kNoLimit) {
-      const double param = std::sqrt(sums[kRowParamSquares]), grad = std::sqrt(sums[kRowGradSquares]);
+      const double param = std::sqrt(sums.param_squares), grad = std::sqrt(sums.grad_squares);
       const double limit = agc * (param < eps ? eps : param);
       if (grad > limit) values.factor = limit / std::max(grad, 1e-6);
     }
-    values.mean = values.factor * gradient_factor * sums[kRowGrad] / static_cast<double>(length);
+    values.mean = values.factor * gradient_factor * sums.grad / static_cast<double>(length);
     return values;
   }
 };
@@ -87,8 +87,8 @@ struct GradientRow {
 struct GroupLasso {
   double threshold;
 
-  RowValues operator()(const double* sums, std::int64_t, double) const {
-    const double norm = std::sqrt(sums[kRowParamSquares]), left = 1 - threshold / norm;
+  RowValues operator()(const RowSums& sums, std::int64_t, double) const {
+    const double norm = std::sqrt(sums.param_squares), left = 1 - threshold / norm;
     return {norm == 0 || left < 0 ? 0 : left, 0};
   }
 };
@@ -96,15 +96,15 @@ struct GroupLasso {
 struct MaxNorm {
   double limit;
 
-  RowValues operator()(const double* sums, std::int64_t, double) const {
-    const double norm = std::sqrt(sums[kRowParamSquares]);
+  RowValues operator()(const RowSums& sums, std::int64_t, double) const {
+    const double norm = std::sqrt(sums.param_squares);
     return {norm > limit ? limit / norm : 1, 0};
   }
 };
 
 // One of the above, from its constants in a pipeline.
 template <class Row>
-RowValues finish_row(const std::byte* constants, const double* sums, std::int64_t length, double gradient_factor) {
+RowValues finish_row(const std::byte* constants, const RowSums& sums, std::int64_t length, double gradient_factor) {
   return (*reinterpret_cast<const Row*>(constants))(sums, length, gradient_factor);
 }
 

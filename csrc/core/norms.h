@@ -37,9 +37,6 @@ struct Sums {
   }
 };
 
-// Sums by row.
-enum RowSum { kRowGradSquares, kRowGrad, kRowParamSquares, kRowSums };
-
 // What is added up: elements, or their squares.
 enum class Term { kElement, kSquare };
 
@@ -59,9 +56,24 @@ GRADSTEP_HD Doubles add_term(Doubles sum, Doubles x) {
   else return sum + x * x;
 }
 
+// The end of a leaf's sum.
+GRADSTEP_HD double sum_of_eight(const double* x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
+
+// The sum of a leaf of up to eight elements: a row, as a rule, and one of many.
+template <Term kTerm, class T>
+GRADSTEP_HD double short_leaf_sum(std::int64_t size, const Addend<T> x) {
+  double eight[8] = {};
+  for (std::int64_t i = 0; i < size; ++i) {
+    const double element = static_cast<double>(x.scale * x.at[i]);
+    eight[i] += kTerm == Term::kElement ? element : element * element;
+  }
+  return sum_of_eight(eight);
+}
+
 // The sum of one leaf.
 template <Term kTerm, class T>
 GRADSTEP_HD double leaf_sum(std::int64_t size, const Addend<T> x) {
+  if (size <= 8) return short_leaf_sum<kTerm>(size, x);
   // As many vectors at a time as there are registers for; where all lanes do not fit, the leaf, which is in the L1 cache by
   // then, is read twice.
   constexpr int kLanes = 32, kVectors = kLanes / kVectorDoubles, kTogether = kVectors < 8 ? kVectors : 8;
@@ -91,15 +103,15 @@ GRADSTEP_HD double leaf_sum(std::int64_t size, const Addend<T> x) {
   }
   double eight[8];
   std::memcpy(eight, sums, sizeof eight);
-  const double four[] = {eight[0] + eight[4], eight[1] + eight[5], eight[2] + eight[6], eight[3] + eight[7]};
-  return (four[0] + four[2]) + (four[1] + four[3]);
+  return sum_of_eight(eight);
 }
 
-// Adds the leaves of `size` elements to `sum`, in order.
+// Adds the leaves of `size` elements to `sum`, in order. Leaves begin anew with each row.
 template <Term kTerm, class T>
-GRADSTEP_HD void add_leaves(double& sum, std::int64_t size, const Addend<T> x) {
-  for (std::int64_t leaf = 0; leaf < size; leaf += kTile) {
-    sum += leaf_sum<kTerm>(size - leaf < kTile ? size - leaf : kTile, Addend<T>{x.at + leaf, x.scale, x.ahead});
+GRADSTEP_HD void add_leaves(double& sum, std::int64_t size, std::int64_t row, const Addend<T> x) {
+  const std::int64_t longest = row < kTile ? row : kTile;
+  for (std::int64_t leaf = 0; leaf < size; leaf += longest) {
+    sum += leaf_sum<kTerm>(size - leaf < longest ? size - leaf : longest, Addend<T>{x.at + leaf, x.scale, x.ahead});
   }
 }
 

@@ -21,6 +21,9 @@ inline constexpr std::int64_t kTile = 1024;
 // Elements of a block of leaves: sweeps that sum are cut at multiples of it.
 inline constexpr std::int64_t kSumBlock = 16 * kTile;
 
+// Rows that go through the pipeline together where they are short.
+inline constexpr std::int64_t kMaxRows = 256;
+
 inline constexpr int kMaxDims = 64;
 
 // Arrays that are kept beside a parameter after the update: averages, slow weights.
@@ -38,6 +41,16 @@ struct Factors {
   double late_trust = 1; // of an update that other stages change first
 };
 
+// What follows from the sums over a row, for the next pass over it.
+struct RowValues {
+  double factor = 1, mean = 0;
+};
+
+// What is summed up by row.
+struct RowSums {
+  double grad_squares = 0, grad = 0, param_squares = 0;
+};
+
 // A run of elements on its way through the pipeline. Pointers lead to the operand itself where it is stored contiguously in the
 // compute type, else to a decoded copy. A gradient is never written: a stage that changes it does so in `scratch`.
 template <class T>
@@ -52,19 +65,16 @@ struct Tile {
   std::int64_t ahead;  // how many elements ahead memory is asked for the operands; 0 if they are in the caches
   T scale, gradient_factor, decayed_factor, cautious_factor, trust_factor,
       late_trust_factor;  // see Factors; `scale` is the settings'
-  T row_factor, row_mean;
-  Sums* sums;        // of this block
-  double* row_sums;  // of this row
+  std::int64_t row;  // elements of a row, as many as stand in the tile; its size where there are no rows
+  const RowValues* row_values;  // one a row of the tile
+  RowSums* row_sums;
+  Sums* sums;  // of this block
 };
 
 // One loop over a tile (a `Tile<T>` of the operation's own compute type) with its constants.
 using Operation = void (*)(const std::byte* constants, void* tile);
 
-// What follows from the sums over a row, for the next pass over it.
-struct RowValues {
-  double factor = 1, mean = 0;
-};
-using RowOperation = RowValues (*)(const std::byte* constants, const double* row_sums, std::int64_t length,
+using RowOperation = RowValues (*)(const std::byte* constants, const RowSums& sums, std::int64_t length,
                                    double gradient_factor);
 
 // A pass over a tile or a row: operations [begin, end) of the pipeline, then what they found out about the row.
@@ -76,7 +86,8 @@ struct Pass {
 };
 
 // The operations of one step in the order in which the data flows, with their constants. A pipeline has one pass, and more only
-// where something depends on a whole row: then all of them go over one row before the next, while it is in the caches.
+// where something depends on a whole row: then all of them go over one row, or a few short ones, before the next, while it is
+// in the caches.
 struct Pipeline {
   static constexpr int kMaxOperations = 32, kMaxPasses = 4;
   static constexpr std::size_t kConstantBytes = 96;
@@ -111,11 +122,12 @@ struct Sweep {
   Format compute;                  // the type that rule and stages work in
 
   // Elements of a block of sums.
-  std::int64_t block() const {
-    if (row == 0) return kSumBlock;
-    return (row < kSumBlock ? kSumBlock / row : 1) * row;
-  }
+  std::int64_t block() const { return row == 0 ? kSumBlock : rows_in(kSumBlock) * row; }
+  // Elements of the rows that go through all passes together.
+  std::int64_t group() const { return (rows_in(kTile) < kMaxRows ? rows_in(kTile) : kMaxRows) * row; }
   std::int64_t n_blocks() const { return (size + block() - 1) / block(); }
+  // Whole rows in so many elements, one at least.
+  std::int64_t rows_in(std::int64_t elements) const { return row < elements ? elements / row : 1; }
 };
 
 // What an engine is given to run.

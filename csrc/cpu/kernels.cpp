@@ -49,6 +49,7 @@ constexpr void fill_loops(Operation (&loops)[static_cast<int>(Loop::kLoops)]) {
   set(Loop::kSumUpdate, sum_update<T>);
   set(Loop::kCountAgreeing, count_agreeing<T>);
   set(Loop::kSumRow, sum_row<T>);
+  set(Loop::kSumRowSquares, sum_row_squares<T>);
   set(Loop::kSumParamRow, sum_param_row<T>);
 }
 

@@ -12,8 +12,8 @@ namespace gradstep::cpu {
 enum class Loop {
   // gradient
   kFactors,           // scratch <- gradient_factor (scale g), both taken off the tile then
-  kScaleRow,        // g <- row_factor g
-  kCentralize,      // g <- g - row_mean
+  kScaleRow,        // g <- the row's factor g
+  kCentralize,      // g <- g - the row's mean
   kNoise,           // g <- g + sigma z                     NoiseConstants
   kCouple,          // g <- decayed_factor (g + wd p)       double weight_decay
   // update
@@ -22,7 +22,7 @@ enum class Loop {
   kTrust,
   kApply,           // p <- p - u
   // parameter
-  kScaleParamRow,   // p <- row_factor p
+  kScaleParamRow,   // p <- the row's factor p
   kEma,             // a <- a + w (p - a)                   double weight
   kSwa,
   kLookahead,       // s <- s + w (p - s), p <- s           double weight
@@ -36,8 +36,9 @@ enum class Loop {
   kSumRuleGrad,     // squares of g, as the rule gets it
   kSumUpdate,       // squares of u and p
   kCountAgreeing,
-  kSumRow,          // of g and p, by row
-  kSumParamRow,
+  kSumRow,          // by row: elements of g
+  kSumRowSquares,   // squares of g and p
+  kSumParamRow,     // squares of p
   kLoops
 };
 

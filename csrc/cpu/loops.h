@@ -143,18 +143,28 @@ void gradient_stage(const std::byte* constants, void* erased) {
   for_each_gradient(tile_of<T>(erased), [=](T g) GRADSTEP_INLINE_LAMBDA { return op(g); });
 }
 
+// Changes elements of `x`, which stands in the caches, by what is known of their row.
+template <class T, class Element>
+GRADSTEP_HD void for_each_in_rows(const Tile<T>& tile, T* x, Element element) {
+  const RowValues* values = tile.row_values;
+  for (std::int64_t begin = 0; begin < tile.size; begin += tile.row, ++values) {
+    const T factor = T(values->factor), mean = T(values->mean);
+    T* row = x + begin;
+    GRADSTEP_INDEPENDENT
+    for (std::int64_t i = 0; i < tile.row; ++i) row[i] = element(row[i], factor, mean);
+  }
+}
+
 template <class T>
 void scale_row(const std::byte*, void* erased) {
   auto& tile = tile_of<T>(erased);
-  const T factor = tile.row_factor;
-  for_each_gradient(tile, [=](T g) GRADSTEP_INLINE_LAMBDA { return factor * g; });
+  for_each_in_rows(tile, tile.scratch, [](T g, T factor, T) GRADSTEP_INLINE_LAMBDA { return factor * g; });
 }
 
 template <class T>
 void centralize(const std::byte*, void* erased) {
   auto& tile = tile_of<T>(erased);
-  const T mean = tile.row_mean;
-  for_each_gradient(tile, [=](T g) GRADSTEP_INLINE_LAMBDA { return g - mean; });
+  for_each_in_rows(tile, tile.scratch, [](T g, T, T mean) GRADSTEP_INLINE_LAMBDA { return g - mean; });
 }
 
 template <class T>
@@ -242,9 +252,7 @@ void param_stage(const std::byte* constants, void* erased) {
 template <class T>
 void scale_param_row(const std::byte*, void* erased) {
   auto& tile = tile_of<T>(erased);
-  const T factor = tile.row_factor;
-  T* p = tile.param;
-  for_each(tile.size, 0, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] = factor * p[i]; }, p);
+  for_each_in_rows(tile, tile.param, [](T p, T factor, T) GRADSTEP_INLINE_LAMBDA { return factor * p; });
 }
 
 template <class T, Extra kExtra>
@@ -309,26 +317,26 @@ GRADSTEP_HD Addend<T> param_of(const Tile<T>& tile) {
 template <class T>
 void sum_grad(const std::byte*, void* erased) {
   const auto& tile = tile_of<T>(erased);
-  add_leaves<Term::kSquare>(tile.sums->at[kGradSquares], tile.size, gradient_of(tile));
+  add_leaves<Term::kSquare>(tile.sums->at[kGradSquares], tile.size, tile.row, gradient_of(tile));
 }
 
 template <class T>
 void sum_param(const std::byte*, void* erased) {
   const auto& tile = tile_of<T>(erased);
-  add_leaves<Term::kSquare>(tile.sums->at[kParamSquares], tile.size, param_of(tile));
+  add_leaves<Term::kSquare>(tile.sums->at[kParamSquares], tile.size, tile.row, param_of(tile));
 }
 
 template <class T>
 void sum_rule_grad(const std::byte*, void* erased) {
   const auto& tile = tile_of<T>(erased);
-  add_leaves<Term::kSquare>(tile.sums->at[kRuleGradSquares], tile.size, Addend<T>{tile.grad});
+  add_leaves<Term::kSquare>(tile.sums->at[kRuleGradSquares], tile.size, tile.row, Addend<T>{tile.grad});
 }
 
 template <class T>
 void sum_update(const std::byte*, void* erased) {
   const auto& tile = tile_of<T>(erased);
-  add_leaves<Term::kSquare>(tile.sums->at[kUpdateSquares], tile.size, Addend<T>{tile.update});
-  add_leaves<Term::kSquare>(tile.sums->at[kParamSquares], tile.size, Addend<T>{tile.param});
+  add_leaves<Term::kSquare>(tile.sums->at[kUpdateSquares], tile.size, tile.row, Addend<T>{tile.update});
+  add_leaves<Term::kSquare>(tile.sums->at[kParamSquares], tile.size, tile.row, Addend<T>{tile.param});
 }
 
 // Counts compare bit patterns, as integers, so that compilers see that any order will do.
@@ -338,7 +346,7 @@ void count_grad(const std::byte*, void* erased) {
   constexpr Bits kInfinity = sizeof(T) == 4 ? Bits(0x7f800000) : static_cast<Bits>(0x7ff0000000000000);
   constexpr Bits kMagnitude = static_cast<Bits>(~(Bits{1} << (8 * sizeof(T) - 1)));
   const auto& tile = tile_of<T>(erased);
-  add_leaves<Term::kSquare>(tile.sums->at[kCameSquares], tile.size, gradient_of(tile));
+  add_leaves<Term::kSquare>(tile.sums->at[kCameSquares], tile.size, tile.row, gradient_of(tile));
 
   const T scale = tile.scale;
   const T* g = tile.grad;
@@ -371,18 +379,32 @@ void count_agreeing(const std::byte*, void* erased) {
   tile.sums->at[kAgreeing] += static_cast<double>(count);
 }
 
+// Adds a leaf to each row's sum.
+template <Term kTerm, class T>
+GRADSTEP_HD void add_rows(const Tile<T>& tile, double RowSums::* sum, const Addend<T> x) {
+  RowSums* sums = tile.row_sums;
+  for (std::int64_t begin = 0; begin < tile.size; begin += tile.row, ++sums) {
+    sums->*sum += leaf_sum<kTerm>(tile.row, Addend<T>{x.at + begin, x.scale, x.ahead});
+  }
+}
+
 template <class T>
 void sum_row(const std::byte*, void* erased) {
   const auto& tile = tile_of<T>(erased);
-  add_leaves<Term::kSquare>(tile.row_sums[kRowGradSquares], tile.size, gradient_of(tile));
-  add_leaves<Term::kElement>(tile.row_sums[kRowGrad], tile.size, gradient_of(tile));
-  add_leaves<Term::kSquare>(tile.row_sums[kRowParamSquares], tile.size, param_of(tile));
+  add_rows<Term::kElement>(tile, &RowSums::grad, gradient_of(tile));
+}
+
+template <class T>
+void sum_row_squares(const std::byte*, void* erased) {
+  const auto& tile = tile_of<T>(erased);
+  add_rows<Term::kSquare>(tile, &RowSums::grad_squares, gradient_of(tile));
+  add_rows<Term::kSquare>(tile, &RowSums::param_squares, param_of(tile));
 }
 
 template <class T>
 void sum_param_row(const std::byte*, void* erased) {
   const auto& tile = tile_of<T>(erased);
-  add_leaves<Term::kSquare>(tile.row_sums[kRowParamSquares], tile.size, Addend<T>{tile.param});
+  add_rows<Term::kSquare>(tile, &RowSums::param_squares, Addend<T>{tile.param});
 }
 
 // ---- for benchmarks -------------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ class Builder {
 
   void build() {
     const bool agc = settings_.agc != kNoLimit;
-    const bool centralize = settings_.centralize && moment_.has_rows;
+    const bool centralize = settings_.centralize && moment_.has_rows && purpose_ != Purpose::kNorms;
     const bool noise = settings_.noise > 0;
     if (purpose_ == Purpose::kZero) return end_pass(0, 0);
     if (purpose_ == Purpose::kParams) {
@@ -88,8 +88,9 @@ class Builder {
     if (agc || centralize) {
       add_gradient_stages(false);
       const int constants = pipeline_.size;
-      add(Loop::kSumRow);
       construct<GradientRow>(pipeline_.constants[constants], settings_.agc, settings_.agc_eps);
+      if (agc) add(Loop::kSumRowSquares);
+      if (centralize) add(Loop::kSumRow);
       end_pass(reads(), 0, finish_row<GradientRow>, constants);
     }
     if (purpose_ == Purpose::kNorms) {

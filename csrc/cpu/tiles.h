@@ -100,6 +100,7 @@ class Carrier {
     tile_.cautious_factor = T(work.factors.cautious);
     tile_.trust_factor = T(work.factors.trust);
     tile_.late_trust_factor = T(work.factors.late_trust);
+    tile_.row_values = row_values_;
     tile_.row_sums = row_sums_;
     slots_[0] = &tile_.param;
     slots_[1] = &gradient_;
@@ -127,8 +128,7 @@ class Carrier {
     tile_.size = size;
     tile_.scale = T(pipeline_.scale);
     tile_.gradient_factor = T(work_.factors.gradient);
-    tile_.row_factor = T(row_.factor);
-    tile_.row_mean = T(row_.mean);
+    tile_.row = sweep_.row > 0 && sweep_.row < size ? sweep_.row : size;
     tile_.sums = work_.sums ? work_.sums + begin / block_ : nullptr;
     const bool weighs = pipeline_.weights && pass.loads & 2;
     if (copied_) load_copies(weighs ? pass.loads & ~2u : pass.loads);
@@ -140,14 +140,18 @@ class Carrier {
     if (pipeline_.zeroes_gradient && &pass == &pipeline_.passes[pipeline_.n_passes - 1]) zero_gradients(begin, size);
   }
 
-  void row(std::int64_t begin, std::int64_t end) {
-    row_ = {};
+  // Carries whole rows, one or a few short ones, through all passes.
+  void rows(std::int64_t begin, std::int64_t end) {
+    const std::int64_t n_rows = (end - begin) / sweep_.row;
+    std::fill_n(row_values_, n_rows, RowValues{});
     for (int p = 0; p < pipeline_.n_passes; ++p) {
       const Pass& pass = pipeline_.passes[p];
-      for (double& sum : row_sums_) sum = 0;
+      std::fill_n(row_sums_, n_rows, RowSums{});
       for (std::int64_t at = begin; at < end; at += kTile) tile(pass, at, std::min(at + kTile, end));
-      if (!pass.finish) continue;
-      row_ = pass.finish(pipeline_.constants[pass.finish_constants], row_sums_, end - begin, work_.factors.gradient);
+      for (std::int64_t row = 0; pass.finish && row < n_rows; ++row) {
+        row_values_[row] =
+            pass.finish(pipeline_.constants[pass.finish_constants], row_sums_[row], sweep_.row, work_.factors.gradient);
+      }
     }
   }
 
@@ -205,8 +209,8 @@ class Carrier {
   T** slots_[kMaxOperands];  // where the tile has each operand
   T* in_place_[kMaxOperands];  // null: the operand is copied
   std::uint32_t copied_ = 0;  // those that are, a bit each
-  RowValues row_;
-  double row_sums_[kRowSums];
+  RowValues row_values_[kMaxRows];
+  RowSums row_sums_[kMaxRows];
   // Not at a distance of a whole page from each other: a load right after a store at such a distance waits for it.
   static constexpr std::int64_t kApart = kTile + 64 / static_cast<std::int64_t>(sizeof(T));
   alignas(64) T copies_[kMaxOperands][kApart];
@@ -219,7 +223,13 @@ GRADSTEP_NOINLINE void sweep_in_tiles(const Work& work, std::int64_t begin, std:
   Carrier<T> carrier(work, prefetch);
   const Sweep& sweep = *work.sweep;
   if (work.pipeline->by_row) {
-    for (; begin < end; begin += sweep.row) carrier.row(begin, begin + sweep.row);
+    // Pieces begin with a block, and rows of two blocks do not mix.
+    const std::int64_t group = sweep.group(), block = sweep.block();
+    while (begin < end) {
+      const std::int64_t next = std::min({begin + group, (begin / block + 1) * block, end});
+      carrier.rows(begin, next);
+      begin = next;
+    }
     return;
   }
   // Leaves of sums stand where they have to. Other tiles begin where cache lines do.
