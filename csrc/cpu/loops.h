@@ -336,7 +336,9 @@ template <class T>
 void sum_update(const std::byte*, void* erased) {
   const auto& tile = tile_of<T>(erased);
   add_leaves<Term::kSquare>(tile.sums->at[kUpdateSquares], tile.size, tile.row, Addend<T>{tile.update});
-  add_leaves<Term::kSquare>(tile.sums->at[kParamSquares], tile.size, tile.row, Addend<T>{tile.param});
+  // Memory idles while loops work on what is in the caches, unless one of them asks for a part of the next tile.
+  const Addend<T> param{tile.param, T(1), tile.ahead > 0 ? kTile : 0};
+  add_leaves<Term::kSquare>(tile.sums->at[kParamSquares], tile.size, tile.row, param);
 }
 
 // Counts compare bit patterns, as integers, so that compilers see that any order will do.
