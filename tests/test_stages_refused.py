@@ -52,6 +52,11 @@ OPTIONS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (SGD, {"cautious": True}, ValueError, "cautious"),
     (gradstep.Adagrad, {"cautious": True}, ValueError, "cautious"),
     (gradstep.RMSprop, {"cautious": True}, ValueError, "cautious"),
+    (gradstep.LARS, {"cautious": True, "momentum": 0}, ValueError, "cautious"),
+    *[
+        (make, {"cautious": True, "betas": (0.0, 0.9)}, ValueError, "cautious")
+        for make in (gradstep.Adam, ADAMW, LION, gradstep.LAMB, gradstep.NovoGrad)
+    ],
     (ADAMW, {"trust_ratio": (2.0, 1.0)}, ValueError, "trust_ratio"),
     (ADAMW, {"trust_ratio": (-1.0, 1.0)}, ValueError, "trust_ratio"),
     (ADAMW, {"trust_ratio": (NAN, 1.0)}, ValueError, "trust_ratio"),
@@ -172,6 +177,34 @@ def test_refused_by_functions(options: dict[str, Any], error: type[Exception], m
     with pytest.raises(error, match=message):
         gradstep.sgd_(p, gradients((5, 4), np.float32, 1), **options)
     assert np.array_equal(p, before)
+
+
+@pytest.mark.parametrize(
+    ("function", "settings", "states"),
+    [
+        (gradstep.sgd_, {}, ()),
+        (gradstep.lars_, {"momentum": 0.0}, ("momentum_buffer",)),
+        (gradstep.adagrad_, {}, ("sum",)),
+        (gradstep.rmsprop_, {}, ("square_avg",)),
+        (gradstep.lion_, {"betas": (0.0, 0.9)}, ("exp_avg",)),
+        (gradstep.adam_, {"betas": (0.0, 0.9), "step": 1}, ("exp_avg", "exp_avg_sq")),
+        (gradstep.adamw_, {"betas": (0.0, 0.9), "step": 1}, ("exp_avg", "exp_avg_sq")),
+        (gradstep.lamb_, {"betas": (0.0, 0.9), "step": 1}, ("exp_avg", "exp_avg_sq")),
+        (gradstep.novograd_, {"betas": (0.0, 0.9), "step": 1}, ("exp_avg", "grad_norm_sq")),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_functions_without_momentum_are_not_cautious(function: Any, settings: dict[str, Any], states: tuple[str, ...]) -> None:
+    p = parameters((5, 4), np.float32)
+    arrays = {name: np.zeros(1 if name == "grad_norm_sq" else p.shape, np.float32) for name in states}
+    before = digest([p, arrays])
+    with pytest.raises(ValueError) as caught:
+        function(p, gradients((5, 4), np.float32, 1), **arrays, **settings, cautious=True)
+    assert str(caught.value) == (
+        f"{function.__name__}: cautious needs a rule with momentum: without, an update always goes along its gradient"
+    )
+    assert digest([p, arrays]) == before
+    function(p, gradients((5, 4), np.float32, 1), **arrays, **settings)
 
 
 G = gradients((5, 4), np.float32, 1)

@@ -13,14 +13,12 @@ import numpy as np
 from gradstep import _core
 from gradstep.averages import Average, HoldsAverages
 from gradstep.kernel import Kernel
-from gradstep.options import CONDITIONS, GROUP_OPTIONS, call, check_weights, keep, make_conditions
+from gradstep.options import CONDITIONS, GROUP_OPTIONS, call, check_no_arrays, check_weights, keep, make_conditions
+from gradstep.saved import NUMBERS, check_form, read_count, read_state
 from gradstep.stats import StepStats, make_stats
 from gradstep.typing import Params
 
 _ARRAY, _LIST, _DICT = "array", "list", "dict"
-
-# States that are numbers, and where they begin.
-_NUMBERS: dict[str, int | float] = {"step": 0, "ema_count": 0, "swa_count": 0, "grad_norm_sq": 0.0}
 
 
 def _form_of(params: Any, where: str) -> str:
@@ -144,8 +142,8 @@ class Optimizer(HoldsAverages, ABC):
             self.steps += 1
         return make_stats(self.steps + (not seen[0]), keys, seen) if stats and seen is not None else None
 
-    def _kernel(self, group: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
-        name = type(self).__name__
+    def _kernel(self, group: Mapping[str, Any], grad_scale: float = 1.0, where: str | None = None) -> Kernel:
+        name = where or type(self).__name__
         if len(group) > len(self.defaults) + 1:  # not only what the constructor has put there
             self._check_names(group, name)
         settings = call(group, self.steps)
@@ -164,11 +162,18 @@ class Optimizer(HoldsAverages, ABC):
         if unknown:
             raise TypeError(f"{where} has no setting {', '.join(map(repr, unknown))}")
 
-    def _conditions(self, *, stats: bool, weights: tuple[float, ...] | None = None) -> Any:
+    def _conditions(
+        self,
+        *,
+        stats: bool,
+        weights: tuple[float, ...] | None = None,
+        of_all: Mapping[str, Any] | None = None,
+        where: str | None = None,
+    ) -> Any:
         try:
-            return make_conditions(self._of_all(), stats=stats, weights=weights)
+            return make_conditions(of_all or self._of_all(), stats=stats, weights=weights)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{type(self).__name__}: {error}") from None
+            raise type(error)(f"{where or type(self).__name__}: {error}") from None
 
     def _of_all(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in CONDITIONS}
@@ -215,8 +220,8 @@ class Optimizer(HoldsAverages, ABC):
         return {name: self._initial(name, like, settings) for name in names}
 
     def _initial(self, name: str, like: np.ndarray[Any, Any], settings: Mapping[str, Any]) -> Any:
-        if name in _NUMBERS:
-            return _NUMBERS[name]
+        if name in NUMBERS:
+            return NUMBERS[name]
         if name == "slow":
             return np.array(like, order="K", subok=False)
         if name in ("ema", "swa"):
@@ -273,16 +278,17 @@ class Optimizer(HoldsAverages, ABC):
             if not hasattr(array, "__array_interface__") and not hasattr(array, "__dlpack__"):
                 raise TypeError(f"{type(self).__name__}: params[{key!r}] must be an array, got {type(array).__name__}")
         settings = {**self.defaults, **group, "params": arrays}
-        self._check(settings)
+        self._check(settings, type(self).__name__)
         self.param_groups.append(settings)
         self._keys.append(keys)
         self._forms.append(form)
         self._grouped = self._grouped or len(self._keys) > 1
 
-    def _check(self, settings: Mapping[str, Any]) -> None:
+    def _check(self, settings: Mapping[str, Any], where: str) -> None:
         """Refuse settings out of range, by a step of no parameters."""
-        plan = _core.Plan(type(self).__name__, _core.Face.numpy)
-        plan.step([], [], [], {}, [(0, self._kernel(settings))], self._make_state)
+        check_no_arrays(where, settings)
+        plan = _core.Plan(where, _core.Face.numpy)
+        plan.step([], [], [], {}, [(0, self._kernel(settings, where=where))], self._make_state)
 
     # ---- saving -----------------------------------------------------------------------------------------------------------
 
@@ -302,50 +308,39 @@ class Optimizer(HoldsAverages, ABC):
             state_dict: what `state_dict` of an optimizer of the same kind returned, for parameters of the same keys and shapes.
 
         Raises:
-            ValueError: if something does not fit, named in the message.
+            TypeError: if something is of the wrong type, named in the message.
+            ValueError: if something is missing or does not fit, named in the message.
         """
         where = f"{type(self).__name__}.load_state_dict"
-        groups, states = list(state_dict["param_groups"]), state_dict["state"]
+        check_form(where, state_dict)
+        groups, states = state_dict["param_groups"], state_dict["state"]
         if len(groups) != len(self.param_groups):
             raise ValueError(f"{where}: state_dict has {len(groups)} groups, the optimizer has {len(self.param_groups)}")
         fresh_groups, fresh_state = [], {}
         for i, (theirs, ours, keys) in enumerate(zip(groups, self.param_groups, self._keys, strict=True)):
-            if list(theirs["params"]) != keys:
-                raise ValueError(
-                    f"{where}: param_groups[{i}] has parameters {list(theirs['params'])!r}, the optimizer has {keys!r}"
-                )
-            settings = {**ours, **copy.deepcopy({k: v for k, v in theirs.items() if k != "params"})}
+            group = f"{where}: param_groups[{i}]"
+            settings = dict(theirs)
+            names = list(settings.pop("params"))
+            if any(getattr(name, "ndim", 0) for name in names) or names != keys:  # arrays: comparing them is no yes or no
+                raise ValueError(f"{group} has parameters {names!r}, the optimizer has {keys!r}")
             unknown = settings.keys() - ours.keys() - GROUP_OPTIONS
             if unknown:
-                raise ValueError(f"{where}: param_groups[{i}] has no setting {', '.join(map(repr, unknown))}")
-            self._check(settings)
-            fresh_groups.append(settings)
+                raise ValueError(f"{group} has no setting {', '.join(sorted(map(repr, unknown)))}")
+            self._check({**ours, **settings}, group)
+            fresh_groups.append({**ours, **copy.deepcopy(settings)})
             for key, param in zip(keys, ours["params"], strict=True):
                 if key in states:
-                    fresh_state[key] = self._load_state(f"{where}: state[{key!r}]", states[key], np.asarray(param))
+                    fresh_state[key] = read_state(f"{where}: state[{key!r}]", states[key], np.asarray(param))
         left = [key for key in states if key not in fresh_state]
         if left:
             raise ValueError(f"{where}: state has {left[0]!r}, the optimizer has no such parameter")
         of_all = {name: state_dict.get(name, value) for name, value in self._of_all().items()}
-        make_conditions(of_all)
-        self.param_groups, self.state, self.steps = fresh_groups, fresh_state, int(state_dict["steps"])
+        check_no_arrays(where, of_all)
+        self._conditions(stats=False, of_all=of_all, where=where)
+        steps = read_count(f"{where}: steps", state_dict["steps"])
+        self.param_groups, self.state, self.steps = fresh_groups, fresh_state, steps
         for name, value in of_all.items():
             setattr(self, name, value)
-
-    @staticmethod
-    def _load_state(where: str, state: Mapping[str, Any], param: np.ndarray[Any, Any]) -> dict[str, Any]:
-        fresh: dict[str, Any] = {}
-        for name, value in state.items():
-            if name in _NUMBERS:
-                fresh[name] = type(_NUMBERS[name])(value)
-                continue
-            if value.shape != param.shape:
-                raise ValueError(f"{where}[{name!r}] has shape {value.shape}, its parameter has {param.shape}")
-            if value.dtype != param.dtype:
-                raise ValueError(f"{where}[{name!r}] has dtype {value.dtype}, its parameter has {param.dtype}")
-            fresh[name] = np.empty_like(param, subok=False)
-            fresh[name][...] = value
-        return fresh
 
     def _new_plan(self) -> _core.Plan:
         return _core.Plan(f"{type(self).__name__}.step", _core.Face.numpy)

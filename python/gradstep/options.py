@@ -81,6 +81,7 @@ CONDITIONS: dict[str, Any] = {"clip_norm": None, "on_nonfinite": "propagate", "z
 OPTIONS = frozenset(Options.__annotations__)
 GROUP_OPTIONS = OPTIONS - CONDITIONS.keys()
 _NEEDS = {"agc_eps": "agc", "noise_decay": "noise", "seed": "noise", "ema_correction": "ema_decay"}
+_PAIRS = ("betas", "bounds", "lookahead", "swa", "trust_ratio")
 _DECAYS = ("coupled", "decoupled", "independent")
 _ON_NONFINITE = ("propagate", "skip", "raise", "zero")
 _CORRECTIONS = (None, "bias", "warmup")
@@ -189,7 +190,7 @@ def make_conditions(
     if on_nonfinite not in _ON_NONFINITE:
         raise ValueError(f"on_nonfinite must be 'propagate', 'skip', 'raise' or 'zero', got {on_nonfinite!r}")
     if clip_norm is not None:
-        clip_norm = _check_number("clip_norm", clip_norm)
+        clip_norm = check_number("clip_norm", clip_norm)
         if not 0 <= clip_norm < math.inf:
             raise ValueError(f"clip_norm must be >= 0 and finite, got {clip_norm!r}")
     if clip_norm is None and on_nonfinite in ("propagate", "zero") and not zero_grad and not stats and weights is None:
@@ -240,7 +241,7 @@ def check_weights(weights: tuple[Any, ...], total: float | None) -> tuple[float,
         TypeError: for a weight that is no number.
         ValueError: for a weight that is not finite; if they do not add up to `total`, unless that is None.
     """
-    checked = tuple(_check_number(f"the weight of grads[{i}]", weight) for i, weight in enumerate(weights))
+    checked = tuple(check_number(f"the weight of grads[{i}]", weight) for i, weight in enumerate(weights))
     for i, weight in enumerate(checked):
         if not math.isfinite(weight):
             raise ValueError(f"the weight of grads[{i}] must be finite, got {weight!r}")
@@ -275,10 +276,18 @@ def _is_number(value: Any) -> bool:
     return not isinstance(value, (bool, str)) and hasattr(value, "__float__")
 
 
-def _check_number(name: str, value: Any) -> float:
-    if not _is_number(value):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    return float(value)
+def check_number(name: str, value: Any) -> float:
+    """Return a number as a float.
+
+    Raises:
+        TypeError: if it is none, or none that a float can hold.
+    """
+    try:
+        if _is_number(value):
+            return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # an array or tensor, an integer of hundreds of digits
+        pass
+    raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def _count(name: str, value: Any, least: int) -> int:
@@ -290,11 +299,30 @@ def _count(name: str, value: Any, least: int) -> int:
     return number
 
 
-def _flag(settings: Mapping[str, Any], name: str) -> bool:
-    value = settings.get(name, False)
+def check_flag(name: str, value: Any) -> bool:
+    """Return a flag as a bool.
+
+    Raises:
+        TypeError: if it is none.
+    """
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
+
+
+def check_no_arrays(where: str, settings: Mapping[str, Any]) -> None:
+    """Refuse arrays in the place of a number, flag or word: comparing them would be no yes or no.
+
+    Raises:
+        TypeError: for an array of other than one element.
+    """
+    for name, value in settings.items():
+        if name not in _PAIRS and getattr(value, "ndim", 0) > 0 and math.prod(value.shape) != 1:
+            raise TypeError(f"{where}: {name} must be no array, got {value!r}")
+
+
+def _flag(settings: Mapping[str, Any], name: str) -> bool:
+    return check_flag(name, settings.get(name, False))
 
 
 def _given(settings: Mapping[str, Any], name: str, default: float) -> Any:
@@ -313,8 +341,8 @@ def _two(settings: Mapping[str, Any], name: str) -> tuple[Any, Any]:
 def _ordered(settings: Mapping[str, Any], name: str) -> tuple[float, float]:
     low, high = _two(settings, name)
     least = 0.0 if name == "trust_ratio" else -math.inf
-    low = least if low is None else _check_number(f"{name}[0]", low)
-    high = math.inf if high is None else _check_number(f"{name}[1]", high)
+    low = least if low is None else check_number(f"{name}[0]", low)
+    high = math.inf if high is None else check_number(f"{name}[1]", high)
     if not low <= high:
         raise ValueError(f"{name} must be (low, high) with low <= high, got {settings[name]!r}")
     return low, high

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gradstep import _core
 from gradstep.kernel import Kernel
 from gradstep.numpy import Optimizer
-from gradstep.options import Options, Stages, StepOptions, make_stages, of_function
+from gradstep.options import Options, Stages, StepOptions, check_number, make_stages, of_function
 from gradstep.typing import Arrays, LearningRate, Params, Steps
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Adagrad(Optimizer):
     @staticmethod
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
-        if not settings["initial_accumulator_value"] >= 0:
+        if not check_number("initial_accumulator_value", settings["initial_accumulator_value"]) >= 0:
             raise ValueError(f"initial_accumulator_value must be >= 0, got {settings['initial_accumulator_value']!r}")
         stages = make_stages(settings, decay="coupled", grad_scale=grad_scale, momentum=False)
         return _kernel(settings["lr"], settings["lr_decay"], settings["eps"], stages)

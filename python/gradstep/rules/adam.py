@@ -19,7 +19,7 @@ _AMSGRAD = _core.rules["adam_amsgrad"]
 
 
 def _kernel(lr: float, betas: tuple[float, float], eps: float, amsgrad: bool, stages: Stages) -> Kernel:
-    return Kernel(_AMSGRAD if amsgrad else _ADAM, (lr, *pair("betas", betas), eps), stages)
+    return Kernel(_AMSGRAD if amsgrad else _ADAM, (lr, *betas, eps), stages)
 
 
 def adam_(
@@ -84,8 +84,15 @@ def adam_(
         Kingma and Ba, arXiv:1412.6980; Reddi et al., arXiv:1904.09237; `torch.optim.Adam`.
     """
     amsgrad = max_exp_avg_sq is not None
+    betas = pair("betas", betas)
     stages, conditions = of_function(
-        "adam_", options, maximize=maximize, weight_decay=weight_decay, decay="coupled", grad_scale=grad_scale
+        "adam_",
+        options,
+        maximize=maximize,
+        weight_decay=weight_decay,
+        decay="coupled",
+        grad_scale=grad_scale,
+        momentum=betas[0] != 0,
     )
     return _core.update(
         "adam_",
@@ -160,8 +167,15 @@ def adamw_(
         Loshchilov and Hutter, arXiv:1711.05101; `torch.optim.AdamW`.
     """
     amsgrad = max_exp_avg_sq is not None
+    betas = pair("betas", betas)
     stages, conditions = of_function(
-        "adamw_", options, maximize=maximize, weight_decay=weight_decay, decay="decoupled", grad_scale=grad_scale
+        "adamw_",
+        options,
+        maximize=maximize,
+        weight_decay=weight_decay,
+        decay="decoupled",
+        grad_scale=grad_scale,
+        momentum=betas[0] != 0,
     )
     return _core.update(
         "adamw_",
@@ -220,8 +234,9 @@ class Adam(Optimizer):
     @staticmethod
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
-        stages = make_stages(settings, decay="coupled", grad_scale=grad_scale)
-        return _kernel(settings["lr"], settings["betas"], settings["eps"], settings["amsgrad"], stages)
+        betas = pair("betas", settings["betas"])
+        stages = make_stages(settings, decay="coupled", grad_scale=grad_scale, momentum=betas[0] != 0)
+        return _kernel(settings["lr"], betas, settings["eps"], settings["amsgrad"], stages)
 
 
 class AdamW(Optimizer):
@@ -271,5 +286,6 @@ class AdamW(Optimizer):
     @staticmethod
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
-        stages = make_stages(settings, decay="decoupled", grad_scale=grad_scale)
-        return _kernel(settings["lr"], settings["betas"], settings["eps"], settings["amsgrad"], stages)
+        betas = pair("betas", settings["betas"])
+        stages = make_stages(settings, decay="decoupled", grad_scale=grad_scale, momentum=betas[0] != 0)
+        return _kernel(settings["lr"], betas, settings["eps"], settings["amsgrad"], stages)

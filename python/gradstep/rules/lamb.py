@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gradstep import _core
 from gradstep.kernel import Kernel, pair
 from gradstep.numpy import Optimizer
-from gradstep.options import Options, Stages, StepOptions, make_stages, of_function
+from gradstep.options import Options, Stages, StepOptions, check_flag, make_stages, of_function
 from gradstep.typing import Arrays, LearningRate, Params, Steps
 
 if TYPE_CHECKING:
@@ -20,13 +20,14 @@ _LAMB = _core.rules["lamb"]
 def _kernel(
     lr: float, betas: tuple[float, float], eps: float, bias_correction: bool, grad_averaging: bool, stages: Stages
 ) -> Kernel:
-    values = (lr, *pair("betas", betas), eps, float(bias_correction), float(grad_averaging))
-    return Kernel(_LAMB, values, stages)
+    flags = check_flag("bias_correction", bias_correction), check_flag("grad_averaging", grad_averaging)
+    return Kernel(_LAMB, (lr, *betas, eps, *map(float, flags)), stages)
 
 
 def _trusting(options: Mapping[str, Any], weight_decay: float, always_adapt: bool, decay_in_ratio: bool) -> dict[str, Any]:
     """Return the options with the trust ratio on, unless there is to be none."""
-    adapt = always_adapt or weight_decay != 0
+    adapt = check_flag("always_adapt", always_adapt) or weight_decay != 0
+    decay_in_ratio = check_flag("decay_in_ratio", decay_in_ratio)
     options = {name: value for name, value in options.items() if name != "trust_ratio" or value is not None}
     return {"trust_ratio": adapt, **options, "decay_in_ratio": decay_in_ratio} if adapt else {**options, "trust_ratio": False}
 
@@ -103,6 +104,7 @@ def lamb_(
     References:
         You et al., arXiv:1904.00962, Algorithm 2; `apex.optimizers.FusedLAMB`; `optax.lamb`.
     """
+    betas = pair("betas", betas)
     stages, conditions = of_function(
         "lamb_",
         options,
@@ -110,6 +112,7 @@ def lamb_(
         weight_decay=weight_decay,
         decay="decoupled",
         grad_scale=grad_scale,
+        momentum=betas[0] != 0,
         more=_trusting(options, weight_decay, always_adapt, decay_in_ratio),
     )
     return _core.update(
@@ -183,5 +186,6 @@ class LAMB(Optimizer):
         """Return the kernel for the settings of a group."""
         get = settings.__getitem__
         trusting = _trusting(settings, get("weight_decay"), get("always_adapt"), get("decay_in_ratio"))
-        stages = make_stages(trusting, decay="decoupled", grad_scale=grad_scale)
-        return _kernel(get("lr"), get("betas"), get("eps"), get("bias_correction"), get("grad_averaging"), stages)
+        betas = pair("betas", get("betas"))
+        stages = make_stages(trusting, decay="decoupled", grad_scale=grad_scale, momentum=betas[0] != 0)
+        return _kernel(get("lr"), betas, get("eps"), get("bias_correction"), get("grad_averaging"), stages)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gradstep import _core
 from gradstep.kernel import Kernel
 from gradstep.numpy import Optimizer
-from gradstep.options import Options, Stages, StepOptions, make_stages, of_function
+from gradstep.options import Options, Stages, StepOptions, check_number, make_stages, of_function
 from gradstep.typing import Arrays, LearningRate, Params, Steps
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _NESTEROV = _core.rules["sgd_nesterov"]
 def _kernel(
     lr: float, momentum: float, dampening: float, nesterov: bool, trust_coefficient: float, eps: float, stages: Stages
 ) -> Kernel:
-    if nesterov and (momentum <= 0 or dampening != 0):
+    if nesterov and (check_number("momentum", momentum) <= 0 or dampening != 0):
         raise ValueError("Nesterov momentum requires a momentum and zero dampening")
     rule = _NESTEROV if nesterov else _MOMENTUM
     return Kernel(rule, (lr, momentum, dampening), (*stages, ("lars", trust_coefficient, eps)))
@@ -98,6 +98,7 @@ def lars_(
         weight_decay=weight_decay,
         decay="coupled",
         grad_scale=grad_scale,
+        momentum=momentum != 0,
         steps=step is not None,
     )
     return _core.update(
@@ -168,7 +169,7 @@ class LARS(Optimizer):
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
         get = settings.__getitem__
-        stages = make_stages(settings, decay="coupled", grad_scale=grad_scale)
+        stages = make_stages(settings, decay="coupled", grad_scale=grad_scale, momentum=get("momentum") != 0)
         return _kernel(
             get("lr"), get("momentum"), get("dampening"), get("nesterov"), get("trust_coefficient"), get("eps"), stages
         )

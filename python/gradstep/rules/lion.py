@@ -18,7 +18,7 @@ _LION = _core.rules["lion"]
 
 
 def _kernel(lr: float, betas: tuple[float, float], stages: Stages) -> Kernel:
-    return Kernel(_LION, (lr, *pair("betas", betas)), stages)
+    return Kernel(_LION, (lr, *betas), stages)
 
 
 def lion_(
@@ -73,8 +73,16 @@ def lion_(
     References:
         Chen et al., arXiv:2302.06675, Algorithm 2; lucidrains/lion-pytorch; `optax.lion`.
     """
+    betas = pair("betas", betas)
     stages, conditions = of_function(
-        "lion_", options, maximize=maximize, weight_decay=weight_decay, decay="decoupled", grad_scale=grad_scale, steps=False
+        "lion_",
+        options,
+        maximize=maximize,
+        weight_decay=weight_decay,
+        decay="decoupled",
+        grad_scale=grad_scale,
+        momentum=betas[0] != 0,
+        steps=False,
     )
     return _core.update(
         "lion_",
@@ -126,5 +134,6 @@ class Lion(Optimizer):
     @staticmethod
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
-        stages = make_stages(settings, decay="decoupled", grad_scale=grad_scale)
-        return _kernel(settings["lr"], settings["betas"], stages)
+        betas = pair("betas", settings["betas"])
+        stages = make_stages(settings, decay="decoupled", grad_scale=grad_scale, momentum=betas[0] != 0)
+        return _kernel(settings["lr"], betas, stages)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gradstep import _core
 from gradstep.kernel import Kernel, pair
 from gradstep.numpy import Optimizer
-from gradstep.options import Options, Stages, StepOptions, make_stages, of_function
+from gradstep.options import Options, Stages, StepOptions, check_flag, make_stages, of_function
 from gradstep.typing import Arrays, LearningRate, Params, Steps
 
 if TYPE_CHECKING:
@@ -18,8 +18,10 @@ _NOVOGRAD = _core.rules["novograd"]
 
 
 def _kernel(lr: float, betas: tuple[float, float], eps: float, grad_averaging: bool, stages: Stages) -> Kernel:
-    beta1, beta2 = pair("betas", betas)
-    return Kernel(_NOVOGRAD, (lr, beta1, float(grad_averaging)), (*stages, ("novograd", beta2, eps)))
+    beta1, beta2 = betas
+    return Kernel(
+        _NOVOGRAD, (lr, beta1, float(check_flag("grad_averaging", grad_averaging))), (*stages, ("novograd", beta2, eps))
+    )
 
 
 def novograd_(
@@ -84,8 +86,15 @@ def novograd_(
     References:
         Ginsburg et al., arXiv:1905.11286, Algorithm 1; `optax.novograd`.
     """
+    betas = pair("betas", betas)
     stages, conditions = of_function(
-        "novograd_", options, maximize=maximize, weight_decay=weight_decay, decay="coupled", grad_scale=grad_scale
+        "novograd_",
+        options,
+        maximize=maximize,
+        weight_decay=weight_decay,
+        decay="coupled",
+        grad_scale=grad_scale,
+        momentum=betas[0] != 0,
     )
     return _core.update(
         "novograd_",
@@ -151,5 +160,6 @@ class NovoGrad(Optimizer):
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
         get = settings.__getitem__
-        stages = make_stages(settings, decay="coupled", grad_scale=grad_scale)
-        return _kernel(get("lr"), get("betas"), get("eps"), get("grad_averaging"), stages)
+        betas = pair("betas", get("betas"))
+        stages = make_stages(settings, decay="coupled", grad_scale=grad_scale, momentum=betas[0] != 0)
+        return _kernel(get("lr"), betas, get("eps"), get("grad_averaging"), stages)

@@ -23,7 +23,7 @@ _RULES = {
 
 
 def _kernel(lr: float, alpha: float, eps: float, momentum: float, centered: bool, stages: Stages) -> Kernel:
-    return Kernel(_RULES[momentum != 0, bool(centered)], (lr, alpha, eps, momentum), stages)
+    return Kernel(_RULES[bool(momentum != 0), bool(centered)], (lr, alpha, eps, momentum), stages)
 
 
 def rmsprop_(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gradstep import _core
 from gradstep.kernel import Kernel
 from gradstep.numpy import Optimizer
-from gradstep.options import Options, Stages, StepOptions, make_stages, of_function
+from gradstep.options import Options, Stages, StepOptions, check_number, make_stages, of_function
 from gradstep.typing import Arrays, LearningRate, Params, Steps
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _NESTEROV = _core.rules["sgd_nesterov"]
 
 
 def _kernel(lr: float, momentum: float, dampening: float, nesterov: bool, stages: Stages) -> Kernel:
-    if nesterov and (momentum <= 0 or dampening != 0):
+    if nesterov and (check_number("momentum", momentum) <= 0 or dampening != 0):
         raise ValueError("Nesterov momentum requires a momentum and zero dampening")
     if momentum == 0:
         return Kernel(_PLAIN, (lr,), stages)

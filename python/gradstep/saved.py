@@ -1,0 +1,90 @@
+"""State dicts of the optimizers for NumPy loops: what may be wrong with one, and reading what is right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+NUMBERS: dict[str, int | float] = {"step": 0, "ema_count": 0, "swa_count": 0, "grad_norm_sq": 0.0}
+"""States that are numbers, and where they begin: counts are integers."""
+
+
+def check_form(where: str, state_dict: Any) -> None:
+    """Refuse what is not put together as a state dict is: the right keys, dicts and lists in their places.
+
+    Raises:
+        TypeError: if something is no dict or list.
+        ValueError: if a key is missing.
+    """
+    _check_dict(f"{where}: state_dict", state_dict, "state", "param_groups", "steps")
+    _check_dict(f"{where}: state", state_dict["state"])
+    _check_list(f"{where}: param_groups", state_dict["param_groups"])
+    for i, group in enumerate(state_dict["param_groups"]):
+        _check_dict(f"{where}: param_groups[{i}]", group, "params")
+        _check_list(f"{where}: param_groups[{i}]['params']", group["params"])
+
+
+def read_state(where: str, state: Any, param: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Return a copy of the states of a parameter.
+
+    Raises:
+        TypeError: if something is no dict or array.
+        ValueError: if a count is missing or none; if an array is not like its parameter.
+    """
+    _check_dict(where, state, "step")
+    fresh: dict[str, Any] = {}
+    for name, value in state.items():
+        what = f"{where}[{name!r}]"
+        if name in NUMBERS:
+            fresh[name] = read_count(what, value) if isinstance(NUMBERS[name], int) else _read_float(what, value)
+            continue
+        if not isinstance(value, (np.ndarray, np.generic)):
+            raise TypeError(f"{what} must be an array, got {type(value).__name__}")
+        if value.shape != param.shape:
+            raise ValueError(f"{what} has shape {value.shape}, its parameter has {param.shape}")
+        if value.dtype != param.dtype:
+            raise ValueError(f"{what} has dtype {value.dtype}, its parameter has {param.dtype}")
+        fresh[name] = np.empty_like(param, subok=False)
+        fresh[name][...] = value
+    return fresh
+
+
+def read_count(what: str, value: Any) -> int:
+    """Return a whole number, or an array of one, as an int.
+
+    Raises:
+        ValueError: if it is none, or beyond what a step can count.
+    """
+    number = _item(value)
+    if type(number) not in (int, float) or not 0 <= number < 2**53 or number != int(number):
+        raise ValueError(f"{what} must be a whole number from 0 to 2^53 - 1, got {value!r}")
+    return int(number)
+
+
+def _read_float(what: str, value: Any) -> float:
+    number = _item(value)
+    if type(number) is not float or number < 0:  # infinity and NaN come from gradients, and are what they are
+        raise ValueError(f"{what} must be a float >= 0, got {value!r}")
+    return number
+
+
+def _item(value: Any) -> Any:
+    """Return the number in an array or tensor of one element; anything else as it is."""
+    shape = getattr(value, "shape", None)
+    return value.item() if isinstance(shape, tuple) and math.prod(shape) == 1 else value
+
+
+def _check_dict(what: str, value: Any, *keys: str) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{what} must be a dict, got {type(value).__name__}")
+    for key in keys:
+        if key not in value:
+            raise ValueError(f"{what} has no {key!r}")
+
+
+def _check_list(what: str, value: Any) -> None:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{what} must be a list, got {type(value).__name__}")
