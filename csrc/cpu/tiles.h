@@ -79,9 +79,9 @@ GRADSTEP_HD T* in_place(const Operand& operand, std::int64_t begin) {
 
 // ---- tiles ----------------------------------------------------------------------------------------------------------------
 
-// How far ahead, in elements, memory is asked for operands: by the loop of a rule, and by one that does nothing but add them
-// up, which is at its end sooner.
-constexpr std::int64_t kAhead = 512, kAheadInSums = 4096;
+// How far ahead, in elements, memory is asked for operands: by the loop of a rule; by the loops on a tile, of which some ask for
+// nothing; by one that does nothing but add operands up, which is at its end sooner.
+constexpr std::int64_t kAhead = 512, kAheadInTiles = 768, kAheadInSums = 4096;
 
 template <class T>
 GRADSTEP_HD void run(const Pipeline& pipeline, const Pass& pass, Tile<T>& tile) {
@@ -95,7 +95,7 @@ class Carrier {
   Carrier(const Work& work, bool prefetch) : work_(work), sweep_(*work.sweep), pipeline_(*work.pipeline) {
     tile_.scratch = scratch_;
     tile_.update = update_;
-    if (prefetch) tile_.ahead = work.pipeline->in_tiles ? kAhead : kAheadInSums;
+    if (prefetch) tile_.ahead = work.pipeline->in_tiles ? kAheadInTiles : kAheadInSums;
     tile_.decayed_factor = T(work.factors.decayed);
     tile_.cautious_factor = T(work.factors.cautious);
     tile_.trust_factor = T(work.factors.trust);
