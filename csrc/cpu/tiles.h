@@ -79,8 +79,8 @@ GRADSTEP_HD T* in_place(const Operand& operand, std::int64_t begin) {
 
 // ---- tiles ----------------------------------------------------------------------------------------------------------------
 
-// How far ahead, in elements, memory is asked for operands: by the loop of a rule; by the loops on a tile, of which some ask for
-// nothing; by one that does nothing but add operands up, which is at its end sooner.
+// How far ahead, in elements, memory is asked for operands: by the loop of a rule; by the loops on a tile, of which some ask
+// for nothing; by one that does nothing but add operands up, which is at its end sooner.
 constexpr std::int64_t kAhead = 512, kAheadInTiles = 768, kAheadInSums = 4096;
 
 template <class T>
