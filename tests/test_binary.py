@@ -32,10 +32,11 @@ PACKED = re.compile(r"v?(add|sub|mul|div|sqrt|min|max|cmp\w*)p[sd]$")
 SCALAR = re.compile(r"v?(add|sub|mul|div|sqrt)s[sd]$")
 # What the loops that belong to no rule are called. (Sums, noise and exchanges are other loops than those over elements in blocks.)
 ELEMENTWISE = (
-    "update|direction|gradient_stage|param_stage|touch|multiply_factors|scale_row|centralize|couple|cautious|decay_update|trust|apply"
-    "|scale_param_row|average|lookahead|scale"
+    "update|direction|gradient_stage|param_stage|touch|multiply_factors|couple|cautious|decay_update|trust|apply"
+    "|average|lookahead|scale"
 )
-SUMS = "sum_grad|sum_param|sum_rule_grad|sum_update|count_grad|sum_row|sum_param_row"
+BY_ROW = "scale_row|centralize|scale_param_row"
+SUMS = "sum_grad|sum_param|sum_rule_grad|sum_update|count_grad|sum_row|sum_row_squares|sum_param_row"
 
 BITWISE = re.compile(r"v?p?xor(ps|pd|d|q)?$|vpternlog[dq]$")
 
@@ -167,6 +168,17 @@ def loops(code: list[Instruction]) -> list[list[Instruction]]:
     return [[one for start in sorted(cycle) for one in code[start : blocks[start]]] for cycle in cycles]
 
 
+def innermost(code: list[Instruction]) -> list[list[Instruction]]:
+    """The loops of a function that have no other in them, where each is one run of instructions that ends with the jump back."""
+    position = {one.address: i for i, one in enumerate(code)}
+    runs = set()
+    for i, one in enumerate(code):
+        target = re.match(r"([0-9a-f]+)\b", one.operands) if one.name.startswith("j") else None
+        if target and (start := position.get(int(target[1], 16), i + 1)) <= i:
+            runs.add((start, i))
+    return [code[a : b + 1] for a, b in runs if not any((c, d) != (a, b) and a <= c and d <= b for c, d in runs)]
+
+
 def kernels(functions: dict[str, list[Instruction]]) -> dict[str, list[Instruction]]:
     """The functions that hold the loops over elements: of rules, stages, and of the access pattern in benchmarks."""
     kernel = re.compile(rf"::({ELEMENTWISE})<.*\(std::byte")
@@ -218,7 +230,7 @@ def test_sums_are_packed(objects: dict[str, Object]) -> None:
         sums = {name: code for name, code in built.functions().items() if re.search(rf"::({SUMS})<[^(]*\(std::byte", name)}
         assert len(sums) == 2 * len(SUMS.split("|")), isa
         for name, code in sums.items():
-            adds = [[one for one in body if re.match(r"v?addpd$|vfmadd\d+pd$", one.name)] for body in loops(code)]
+            adds = [[one for one in body if re.match(r"v?addpd$|vfmadd\d+pd$", one.name)] for body in innermost(code)]
             assert any(len(found) >= 4 and all(VECTOR[isa] in one.operands for one in found) for found in adds), (
                 f"{isa}: {name}"
             )
@@ -229,6 +241,23 @@ def test_every_loop_is_packed(objects: dict[str, Object]) -> None:
     assert objects.keys() == VECTOR.keys()
     for isa, built in objects.items():
         assert not_packed(built, VECTOR[isa]) == [], isa
+
+
+@x86_64
+def test_loops_over_rows_are_packed(objects: dict[str, Object], unoptimized: Object) -> None:
+    """They have scalar loops beside, for rows that are shorter than a vector."""
+
+    def by_row(built: Object) -> list[list[Instruction]]:
+        return [code for name, code in built.functions().items() if re.search(rf"::({BY_ROW})<[^(]*\(std::byte", name)]
+
+    def packed(code: list[Instruction], vector: str) -> bool:
+        bodies = [[one for one in body if PACKED.match(one.name)] for body in innermost(code)]
+        return any(found and all(vector in one.operands for one in found) for found in bodies)
+
+    for isa, built in objects.items():
+        assert len(by_row(built)) == 2 * len(BY_ROW.split("|")), isa
+        assert all(packed(code, VECTOR[isa]) for code in by_row(built)), isa
+    assert not any(packed(code, "%xmm") for code in by_row(unoptimized))
 
 
 @x86_64

@@ -59,21 +59,9 @@ GRADSTEP_HD Doubles add_term(Doubles sum, Doubles x) {
 // The end of a leaf's sum.
 GRADSTEP_HD double sum_of_eight(const double* x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
 
-// The sum of a leaf of up to eight elements: a row, as a rule, and one of many.
-template <Term kTerm, class T>
-GRADSTEP_HD double short_leaf_sum(std::int64_t size, const Addend<T> x) {
-  double eight[8] = {};
-  for (std::int64_t i = 0; i < size; ++i) {
-    const double element = static_cast<double>(x.scale * x.at[i]);
-    eight[i] += kTerm == Term::kElement ? element : element * element;
-  }
-  return sum_of_eight(eight);
-}
-
 // The sum of one leaf.
 template <Term kTerm, class T>
 GRADSTEP_HD double leaf_sum(std::int64_t size, const Addend<T> x) {
-  if (size <= 8) return short_leaf_sum<kTerm>(size, x);
   // As many vectors at a time as there are registers for; where all lanes do not fit, the leaf, which is in the L1 cache by
   // then, is read twice.
   constexpr int kLanes = 32, kVectors = kLanes / kVectorDoubles, kTogether = kVectors < 8 ? kVectors : 8;
@@ -103,6 +91,17 @@ GRADSTEP_HD double leaf_sum(std::int64_t size, const Addend<T> x) {
   }
   double eight[8];
   std::memcpy(eight, sums, sizeof eight);
+  return sum_of_eight(eight);
+}
+
+// The same of a leaf of up to eight elements: a row, of which there are many.
+template <Term kTerm, class T>
+GRADSTEP_HD double short_leaf_sum(std::int64_t size, const Addend<T> x) {
+  double eight[8] = {};
+  for (std::int64_t i = 0; i < size; ++i) {
+    const double element = static_cast<double>(x.scale * x.at[i]);
+    eight[i] += kTerm == Term::kElement ? element : element * element;
+  }
   return sum_of_eight(eight);
 }
 

@@ -150,8 +150,7 @@ GRADSTEP_HD void for_each_in_rows(const Tile<T>& tile, T* x, Element element) {
   for (std::int64_t begin = 0; begin < tile.size; begin += tile.row, ++values) {
     const T factor = T(values->factor), mean = T(values->mean);
     T* row = x + begin;
-    GRADSTEP_INDEPENDENT
-    for (std::int64_t i = 0; i < tile.row; ++i) row[i] = element(row[i], factor, mean);
+    for_each(tile.row, 0, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { row[i] = element(row[i], factor, mean); }, row);
   }
 }
 
@@ -386,7 +385,8 @@ template <Term kTerm, class T>
 GRADSTEP_HD void add_rows(const Tile<T>& tile, double RowSums::* sum, const Addend<T> x) {
   RowSums* sums = tile.row_sums;
   for (std::int64_t begin = 0; begin < tile.size; begin += tile.row, ++sums) {
-    sums->*sum += leaf_sum<kTerm>(tile.row, Addend<T>{x.at + begin, x.scale, x.ahead});
+    const Addend<T> row{x.at + begin, x.scale, x.ahead};
+    sums->*sum += tile.row <= 8 ? short_leaf_sum<kTerm>(tile.row, row) : leaf_sum<kTerm>(tile.row, row);
   }
 }
 
