@@ -25,6 +25,7 @@ void register_rules(py::module_& m) {
   py::dict all;
   for (const RuleInfo& rule : rules()) all[py::str(rule.name)] = py::cast(&rule, py::return_value_policy::reference);
   m.attr("rules") = all;
+  m.attr("unsigned_states") = py::frozenset(py::cast(unsigned_states()));
   m.attr("stages") = stage_names();
 }
 
@@ -46,6 +47,8 @@ void register_plan(py::module_& m) {
         "The sum of the squares of all elements. The names are for messages.");
   m.def("scale", &scale, py::arg("arrays"), py::arg("factor"), py::arg("function"), py::arg("name"),
         "Multiply arrays by a number, in place.");
+  m.def("convert", &convert, py::arg("target"), py::arg("source"), py::arg("is_unsigned"), py::arg("function"),
+        "Copy an array into one of another format.");
   m.def("swap", &swap, py::arg("ones"), py::arg("others"), py::arg("function"), "Exchange the elements of arrays, in place.");
 }
 

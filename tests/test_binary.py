@@ -38,6 +38,7 @@ ELEMENTWISE = (
 BY_ROW = "scale_row|centralize|scale_param_row"
 SUMS = "sum_grad|sum_param|sum_rule_grad|sum_update|count_grad|sum_row|sum_row_squares|sum_param_row"
 
+WORDS = re.compile(r"v?(psll|psrl|psra|padd|psub)[dq]$")
 BITWISE = re.compile(r"v?p?xor(ps|pd|d|q)?$|vpternlog[dq]$")
 
 x86_64 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86-64 assembly")
@@ -212,8 +213,10 @@ def test_every_rule_and_stage_is_there(objects: dict[str, Object]) -> None:
     for isa, built in objects.items():
         names = list(kernels(built.functions()))
         for dtype in ("float", "double"):
-            updates = {m[1] for name in names if (m := re.search(rf"::update<(.*, {dtype}, .*), (?:true|false)>\(", name))}
-            assert len(updates) == len(_core.rules) * decays, f"{isa}, {dtype}: {sorted(updates)}"
+            of_update = re.compile(rf"::update<(.*?, {dtype}, .*?), (?:true|false), (.*)>\(")
+            updates = {m.groups() for name in names if (m := of_update.search(name))}
+            storages = 6 if dtype == "float" else 1  # which operands it takes as bfloat16
+            assert len(updates) == len(_core.rules) * decays * storages, f"{isa}, {dtype}: {sorted(updates)}"
             for dry in ("true", "false"):
                 direction = re.compile(rf"::direction<(.*, {dtype}, .*), {dry}, (?:true|false)>\(")
                 found = {m[1] for name in names if (m := direction.search(name))}
@@ -258,6 +261,24 @@ def test_loops_over_rows_are_packed(objects: dict[str, Object], unoptimized: Obj
         assert len(by_row(built)) == 2 * len(BY_ROW.split("|")), isa
         assert all(packed(code, VECTOR[isa]) for code in by_row(built)), isa
     assert not any(packed(code, "%xmm") for code in by_row(unoptimized))
+
+
+@x86_64
+def test_loops_over_formats_are_packed(objects: dict[str, Object], unoptimized: Object) -> None:
+    """Decoding and encoding: loops of integers, mostly, with scalar ones beside for strided operands and short ends."""
+
+    def codecs(built: Object) -> dict[str, list[Instruction]]:
+        of_codec = re.compile(r"::(load|store)(_blocks)?<gradstep::(?!Int16|Float32|Float64).*\(")
+        return {name: code for name, code in built.functions().items() if of_codec.search(name)}
+
+    def packed(code: list[Instruction], vector: str) -> bool:
+        bodies = [[one for one in body if WORDS.match(one.name)] for body in innermost(code)]
+        return any(len(found) >= 2 and all(vector in one.operands for one in found) for found in bodies)
+
+    for isa, built in objects.items():
+        assert len(codecs(built)) == 2 * 2 * (2 + 4), isa  # of halves and blocks, for two compute types
+        assert [name for name, code in codecs(built).items() if not packed(code, VECTOR[isa])] == [], isa
+    assert not any(packed(code, "%xmm") for code in codecs(unoptimized).values())
 
 
 @x86_64

@@ -510,9 +510,11 @@ def test_refused_with_nothing_written(api: bool) -> None:
         good = make_params(shapes=[(3,), (4,)])
         set_grads(good, 1)
 
-        half = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
-        half.grad = torch.zeros(3, dtype=torch.bfloat16)
-        assert refused([good[0], half]) == "AdamW.step: params[1] has dtype bfloat16, must be float32 or float64"
+        small = torch.nn.Parameter(torch.zeros(3, dtype=torch.float8_e5m2))
+        small.grad = torch.zeros(3, dtype=torch.float8_e5m2)
+        assert refused([good[0], small]) == (
+            "AdamW.step: params[1] has dtype float8_e5m2, must be float64, float32, float16 or bfloat16"
+        )
 
         shared = torch.nn.Parameter(torch.zeros(3))
         shared.grad = good[0].data
@@ -542,8 +544,8 @@ def test_a_late_error_leaves_no_state_behind() -> None:
     params = make_params(shapes=[(3,), (4,)])
     set_grads(params, 1)
     opt = gradstep.torch.SGD(params, lr=0.1, momentum=0.9, dampening=0.5)
-    good, params[1].data = params[1].data, torch.zeros(4, dtype=torch.float16)
-    with pytest.raises(TypeError, match="has dtype float16"):
+    good, params[1].data = params[1].data, torch.zeros(4, dtype=torch.float8_e5m2)
+    with pytest.raises(TypeError, match="has dtype float8_e5m2"):
         opt.step()
     assert not opt.state
     params[1].data = good

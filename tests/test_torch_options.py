@@ -152,7 +152,7 @@ def test_weighted_gradients_leave_the_parameters_own_alone() -> None:
         ([(1, [torch.ones(4)] * 2)], ValueError, None),
         ([(1, [torch.ones(5)])], ValueError, None),
         ([(1, [torch.ones(4)]), (1, [None])], ValueError, None),
-        ([(1, [torch.ones(4)]), (1, [torch.ones(4, dtype=torch.float64)])], TypeError, None),
+        ([(1, [torch.ones(4)]), (1, [torch.ones(4, dtype=torch.int32)])], TypeError, None),
         ([(1, [torch.ones(4)]), (1, [torch.ones(4).to_sparse()])], (TypeError, ValueError), None),
     ],
 )

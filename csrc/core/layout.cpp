@@ -6,8 +6,8 @@
 
 namespace gradstep {
 
-Layout make_layout(int ndim, const std::int64_t* shape, const std::vector<const std::int64_t*>& strides, std::int64_t item,
-                   bool in_order) {
+Layout make_layout(int ndim, const std::int64_t* shape, const std::vector<const std::int64_t*>& strides,
+                   const std::vector<std::int64_t>& items, bool in_order) {
   const std::size_t n_operands = strides.size();
   Layout layout;
   layout.offsets.assign(n_operands, 0);
@@ -44,8 +44,9 @@ Layout make_layout(int ndim, const std::int64_t* shape, const std::vector<const 
     }
   }
 
-  for (auto& s : layout.strides) {
-    std::int64_t expected = item;
+  for (std::size_t k = 0; k < n_operands; ++k) {
+    auto& s = layout.strides[k];
+    std::int64_t expected = items[k];
     bool contiguous = true;
     for (std::size_t d = layout.shape.size(); d-- > 0;) {
       contiguous = contiguous && s[d] == expected;

@@ -15,10 +15,10 @@ struct Layout {
   std::vector<std::int64_t> offsets;               // bytes from an operand's address to its first element in this order
 };
 
-// `strides[k]` are the strides in bytes of operand k, of `ndim` dimensions `shape`, whose items have `item` bytes. `in_order`:
-// the elements are to be visited in the order of C, whatever their order in memory.
-Layout make_layout(int ndim, const std::int64_t* shape, const std::vector<const std::int64_t*>& strides, std::int64_t item,
-                   bool in_order);
+// `strides[k]` are the strides in bytes of operand k, of `ndim` dimensions `shape`, whose items have `items[k]` bytes.
+// `in_order`: the elements are to be visited in the order of C, whatever their order in memory.
+Layout make_layout(int ndim, const std::int64_t* shape, const std::vector<const std::int64_t*>& strides,
+                   const std::vector<std::int64_t>& items, bool in_order);
 
 // Whether no two elements of an array share memory. Exact up to 2^24 elements; beyond that, an array whose dimensions
 // interleave in an order that no nesting explains counts as overlapping.

@@ -101,7 +101,42 @@ GRADSTEP_HD Doubles add_exact_square(Doubles sum, Doubles x) {
   return sum + x * x;
 #endif
 }
+
+// A register of words of 64 bits, of which the lower 32 count, and their products with one of 32 bits.
+using Words = std::uint64_t __attribute__((vector_size(GRADSTEP_VECTOR_BYTES)));
+using HalfWords = std::uint32_t __attribute__((vector_size(GRADSTEP_VECTOR_BYTES / 2)));
+GRADSTEP_HD Words wide_product(Words a, std::uint32_t b) {
+  const Words factor = Words{} + b;
+#if defined(__AVX512F__)  // GCC 12 warns of its own header for the form without a mask
+  return reinterpret_cast<Words>(_mm512_maskz_mul_epu32(0xff, reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(factor)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Words>(_mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(factor)));
+#elif GRADSTEP_X86
+  return reinterpret_cast<Words>(_mm_mul_epu32(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(factor)));
 #else
+  return (a & 0xffffffffu) * factor;
+#endif
+}
+// 0, 1, 2, ...
+GRADSTEP_HD Words count_words() {
+#if GRADSTEP_VECTOR_BYTES == 64
+  return Words{0, 1, 2, 3, 4, 5, 6, 7};
+#elif GRADSTEP_VECTOR_BYTES == 32
+  return Words{0, 1, 2, 3};
+#else
+  return Words{0, 1};
+#endif
+}
+GRADSTEP_HD void store_words(Words words, std::uint32_t* to) {
+  const HalfWords lower = __builtin_convertvector(words, HalfWords);
+  std::memcpy(to, &lower, sizeof lower);
+}
+#else
+using Words = std::uint64_t;
+GRADSTEP_HD Words wide_product(Words a, std::uint32_t b) { return (a & 0xffffffffu) * b; }
+GRADSTEP_HD Words count_words() { return 0; }
+GRADSTEP_HD void store_words(Words words, std::uint32_t* to) { *to = static_cast<std::uint32_t>(words); }
+
 inline constexpr int kVectorDoubles = 1;
 using Doubles = double;
 

@@ -10,20 +10,61 @@
 namespace gradstep {
 
 // Philox4x32-10 (Salmon et al., SC 2011): four random words for each counter and key.
-struct Philox {
+class Philox {
+ public:
   std::uint32_t key[2];
 
   GRADSTEP_HD void operator()(std::uint32_t (&x)[4]) const {
     std::uint32_t k0 = key[0], k1 = key[1];
-    for (int round = 0; round < 10; ++round) {
-      const std::uint64_t a = std::uint64_t{0xD2511F53} * x[0], b = std::uint64_t{0xCD9E8D57} * x[2];
+    for (int round = 0; round < kRounds; ++round) {
+      const std::uint64_t a = std::uint64_t{kFactor0} * x[0], b = std::uint64_t{kFactor1} * x[2];
       const std::uint32_t x1 = x[1], x3 = x[3];
       x[0] = static_cast<std::uint32_t>(b >> 32) ^ x1 ^ k0;
       x[1] = static_cast<std::uint32_t>(b);
       x[2] = static_cast<std::uint32_t>(a >> 32) ^ x3 ^ k1;
       x[3] = static_cast<std::uint32_t>(a);
-      k0 += 0x9E3779B9;
-      k1 += 0xBB67AE85;
+      k0 += kStep0;
+      k1 += kStep1;
+    }
+  }
+
+  // The same for a counter a lane.
+  GRADSTEP_HD void operator()(Words (&x)[4]) const {
+    std::uint32_t k0 = key[0], k1 = key[1];
+    for (int round = 0; round < kRounds; ++round) {
+      const Words a = wide_product(x[0], kFactor0), b = wide_product(x[2], kFactor1);
+      x[0] = (b >> 32) ^ x[1] ^ std::uint64_t{k0};
+      x[1] = b;
+      x[2] = (a >> 32) ^ x[3] ^ std::uint64_t{k1};
+      x[3] = a;
+      k0 += kStep0;
+      k1 += kStep1;
+    }
+  }
+
+ private:
+  static constexpr int kRounds = 10;
+  static constexpr std::uint32_t kFactor0 = 0xD2511F53, kFactor1 = 0xCD9E8D57, kStep0 = 0x9E3779B9, kStep1 = 0xBB67AE85;
+};
+
+// Random words for rounding, 16 bits an element: a function of seed, stream, step and operand, and of the element's index. Made
+// for 128 elements at a time, from 16 counters side by side.
+struct Draws {
+  static constexpr std::int64_t kGroup = 128, kCounters = 16;
+  Philox philox;
+  std::uint32_t operand, stream, step;
+
+  // Those of the elements of group `group`, each in the lower half of a word.
+  GRADSTEP_HD void operator()(std::uint64_t group, std::uint32_t* out) const {
+    for (std::int64_t lane = 0; lane < kCounters; lane += kVectorDoubles) {
+      const Words counter = count_words() + (kCounters * group + static_cast<std::uint64_t>(lane));
+      const std::uint64_t above = static_cast<std::uint64_t>(operand + 1) << 24;
+      Words x[4] = {counter, (counter >> 32) + above, Words{} + std::uint64_t{stream}, Words{} + std::uint64_t{step}};
+      philox(x);
+      for (int word = 0; word < 4; ++word) {
+        store_words(x[word] & 0xffffu, out + kCounters * word + lane);
+        store_words(x[word] >> 16 & 0xffffu, out + kCounters * (word + 4) + lane);
+      }
     }
   }
 };

@@ -4,7 +4,7 @@
 //     double lr, ...;                               // its settings, as Python gives them; lr comes first
 //     static constexpr const char* name;            // under which the registry lists it
 //     static constexpr std::array<Field, n> fields; // one a setting: its name and what it may be
-//     static constexpr std::array<const char*, k> states;
+//     static constexpr std::array<State, k> states; // their names, and which are never negative
 //     template <class T> struct Update {            // the constants of one step, in the compute type
 //       Update(const Rule&, double step);           // computed in double; step counts from 1
 //       T operator()(T p, T g, T& state...) const;  // updates the states, returns what is to be subtracted from p
@@ -33,6 +33,12 @@ struct Field {
   const char* name;
   Range range;
 };
+
+struct State {
+  const char* name;
+  bool is_unsigned = false;
+};
+inline constexpr bool kUnsigned = true;
 
 template <class... Ts>
 struct List {

@@ -32,7 +32,8 @@ struct Settings {
   double agc = kNoLimit, agc_eps = 0;
   double clip_norm = kNoLimit;                               // of each tensor
   bool centralize = false;
-  double noise = 0, noise_decay = 0, seed = 0;               // its variance at step t is noise / (1 + t)^noise_decay
+  double noise = 0, noise_decay = 0;                         // its variance at step t is noise / (1 + t)^noise_decay
+  double seed = 0;                                           // of all that is drawn at random
   Adaptation adaptation = Adaptation::kNone;
   double coefficient = 0, adaptation_eps = 0, norm_beta = 0; // LARS: trust coefficient, eps; NovoGrad: beta2, eps
   Decay decay = Decay::kNone;
@@ -45,6 +46,8 @@ struct Settings {
   std::vector<Stage> param_stages;                           // in order
   double group_lasso = 0, max_norm = kNoLimit;
   double lookahead_steps = 0, lookahead_alpha = 0;
+  Precision precision = Precision::kNearest;                 // of parameters of 16 bits
+  bool states_by_chance = false;
   double ema_decay = -1;                                     // negative: no average
   EmaCorrection ema_correction = EmaCorrection::kNone;
   double swa_start = 0, swa_every = 0;                       // every 0: no average
@@ -54,7 +57,9 @@ struct Settings {
   // Whether a stage asks for the rows of a tensor of at least two dimensions; adaptive clipping asks for those of any.
   bool wants_rows() const { return centralize || group_lasso > 0 || max_norm != kNoLimit; }
   // Whether a stage goes by the number of the step.
-  bool wants_step() const { return has(kSlow) || has(kSwa) || noise > 0 || adaptation == Adaptation::kNovograd; }
+  bool wants_step() const { return has(kSlow) || has(kSwa) || adaptation == Adaptation::kNovograd || draws(); }
+  // Whether anything is drawn at random: then elements are counted in the order of C, and parameters by their position.
+  bool draws() const { return noise > 0 || precision == Precision::kStochastic || states_by_chance; }
   std::uint32_t extras() const {
     std::uint32_t bits = 0;
     for (int extra = 0; extra < kMaxExtras; ++extra)

@@ -101,16 +101,24 @@ struct Pipeline {
   bool in_tiles = false;            // an operation needs a tile's scratch, or finds the tile in the caches
   bool by_row = false;
   bool zeroes_gradient = false;
+  Precision precision = Precision::kNearest;  // of the parameter, if it has 16 bits
+  bool states_by_chance = false;              // states and averages of 16 bits or less are rounded up or down at random
+  std::uint64_t seed = 0;
+  std::uint32_t brains = 0;  // operands that the operations take as they are stored, in bfloat16; a bit each
 };
 
 struct Operand {
   std::byte* data;
   const std::int64_t* strides;  // in bytes, one a dimension of the sweep; null: contiguous in the order of the sweep
   Format format;
+  float* scales = nullptr;  // of a format in blocks, which is contiguous in the order of C
+
+  bool is_in_place(Format compute) const { return !strides && format == compute; }
 };
 
 struct Sweep {
   Operand operands[kMaxOperands];  // parameter, gradient, states, then extras
+  Operand rest;                    // what the parameter's format has no room for, if anything keeps it
   int n_operands, n_states;
   std::uint32_t extras;            // which of them there are, a bit each
   const Operand* more_gradients;
@@ -120,7 +128,14 @@ struct Sweep {
   std::int64_t size;               // elements
   std::int64_t row;                // elements of a row, in the order of C; 0 where nothing asks for rows
   Format compute;                  // the type that rule and stages work in
+  std::uint64_t kind;              // formats, contiguity and rows: what pipelines depend on, of all that stands here
 
+  // Bytes of all operands together.
+  std::int64_t bytes() const {
+    std::int64_t bits = 0;
+    for (int k = 0; k < n_operands; ++k) bits += bits_of(operands[k].format);
+    return size * bits / 8;
+  }
   // Elements of a block of sums.
   std::int64_t block() const { return row == 0 ? kSumBlock : rows_in(kSumBlock) * row; }
   // Elements of the rows that go through all passes together.
@@ -135,7 +150,8 @@ struct Work {
   const Sweep* sweep;
   const Pipeline* pipeline;
   Factors factors = {};
-  Sums* sums = nullptr;  // one a block
+  Sums* sums = nullptr;                // one a block
+  std::uint32_t stream = 0, step = 0;  // of random numbers: the parameter's position and the number of its step
 };
 
 }  // namespace gradstep

@@ -8,12 +8,25 @@
 namespace gradstep::cpu {
 namespace {
 
-template <class Rule, class T, class... DecayStage>
+template <class Rule, class T, class P, class G, class S, class... DecayStage>
 constexpr void fill_updates(Operation (&updates)[kDecays][2], List<DecayStage...>) {
   int decay = 0;
-  ((updates[decay][0] = update<Rule, T, DecayStage, false>, updates[decay][1] = update<Rule, T, DecayStage, HasFirst<Rule>>,
-    ++decay),
+  ((updates[decay][0] = update<Rule, T, DecayStage, false, P, G, S>,
+    updates[decay][1] = update<Rule, T, DecayStage, HasFirst<Rule>, P, G, S>, ++decay),
    ...);
+}
+
+// In the order of Brains.
+template <class Rule, class T>
+constexpr void fill_updates(TypedKernels& kernels, int rule) {
+  fill_updates<Rule, T, T, T, T>(kernels.update[0][rule], Decays{});
+  if constexpr (sizeof(T) == sizeof(float)) {
+    fill_updates<Rule, T, Brain, Brain, Brain>(kernels.update[1][rule], Decays{});
+    fill_updates<Rule, T, Brain, Brain, T>(kernels.update[2][rule], Decays{});
+    fill_updates<Rule, T, T, T, Brain>(kernels.update[3][rule], Decays{});
+    fill_updates<Rule, T, T, Brain, T>(kernels.update[4][rule], Decays{});
+    fill_updates<Rule, T, T, Brain, Brain>(kernels.update[5][rule], Decays{});
+  }
 }
 
 template <class Rule, class T, class DecayStage>
@@ -42,6 +55,8 @@ constexpr void fill_loops(Operation (&loops)[static_cast<int>(Loop::kLoops)]) {
   set(Loop::kLookahead, lookahead<T>);
   set(Loop::kScale, scale<T>);
   set(Loop::kSwap, swap<T>);
+  set(Loop::kCopyTo, copy<T, true>);
+  set(Loop::kCopyFrom, copy<T, false>);
   set(Loop::kSumGrad, sum_grad<T>);
   set(Loop::kSumParam, sum_param<T>);
   set(Loop::kCountGrad, count_grad<T>);
@@ -58,7 +73,7 @@ constexpr TypedKernels typed(List<Rule...>, List<GradientStage...>, List<ParamSt
   TypedKernels kernels{
       {}, {}, {gradient_stage<GradientStage, T>...}, {param_stage<ParamStage, T>...}, {}, {touch<T, kStates>...}, sweep<T>};
   int rule = 0;
-  ((fill_updates<Rule, T>(kernels.update[rule], Decays{}), fill_directions<Rule, T, NoDecay>(kernels.direction[rule][0]),
+  ((fill_updates<Rule, T>(kernels, rule), fill_directions<Rule, T, NoDecay>(kernels.direction[rule][0]),
     fill_directions<Rule, T, DecoupledDecay>(kernels.direction[rule][1]), ++rule),
    ...);
   fill_loops<T>(kernels.loops);

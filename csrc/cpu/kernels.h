@@ -29,6 +29,8 @@ enum class Loop {
   // arrays alone
   kScale,           // p <- gradient_factor p
   kSwap,            // p <-> the first state
+  kCopyTo,          // the first state <- p
+  kCopyFrom,        // p <- the first state
   // sums
   kSumGrad,         // squares of scale g
   kSumParam,
@@ -48,10 +50,14 @@ struct NoiseConstants {
   std::uint32_t stream, step;
 };
 
+// Which operands an update takes as they are stored, in bfloat16: the others are of the compute type, float32.
+enum class Brains { kNone, kAll, kParamAndGrad, kStates, kGrad, kGradAndStates, kBrains };
+
 // The loops of one compute type.
 struct TypedKernels {
-  // Straight to the parameter: gradient factors, coupled decay, rule, decoupled decay, subtraction.
-  Operation update[Rules::size][kDecays][2 /* first step */];
+  // Straight to the parameter: gradient factors, coupled decay, rule, decoupled decay, subtraction. Those of float64 are for
+  // Brains::kNone alone.
+  Operation update[static_cast<int>(Brains::kBrains)][Rules::size][kDecays][2 /* first step */];
   // To the tile's update: the rule, decoupled decay if it is to be there, trust factor.
   Operation direction[Rules::size][2 /* decay */][2 /* dry: leaves the states as they are */][2 /* first step */];
   Operation gradient_stages[GradientStages::size];

@@ -6,6 +6,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "../core/formats.h"
 #include "../core/random.h"
 #include "kernels.h"
 
@@ -36,7 +37,7 @@ GRADSTEP_HD void for_each(std::int64_t size, std::int64_t ahead, Element element
   for (; i + kBlock <= size; i += kBlock) {
     if (ahead) {
       prefetch<kBlock * sizeof(First)>(first + i + ahead);
-      (prefetch<kBlock * sizeof(First)>(operands + i + ahead), ...);
+      (prefetch<kBlock * sizeof(Operand)>(operands + i + ahead), ...);
     }
     GRADSTEP_INDEPENDENT
     for (std::int64_t j = 0; j < kBlock; ++j) element(i + j);  // from 0: so compilers see how many there are
@@ -64,27 +65,48 @@ GRADSTEP_HD auto operator_of(const typename Rule::template Update<T>& update) {
   else return update;
 }
 
-template <class T, class Update, class DecayOp, class... States>
-GRADSTEP_HD void update_loop(const Tile<T>& tile, const Update update, const DecayOp decay, T* p, const T* g, States*... s) {
+// An element as it stands in memory: a number of the compute type, or one of bfloat16, which costs nothing beside a square
+// root.
+struct Brain {
+  std::uint16_t bits;
+};
+template <class T>
+GRADSTEP_HD T get(const T& at) {
+  return at;
+}
+GRADSTEP_HD float get(const Brain& at) { return BFloat16::decode<float>(at.bits); }
+template <class T>
+GRADSTEP_HD void put(T& at, T x) {
+  at = x;
+}
+GRADSTEP_HD void put(Brain& at, float x) { at.bits = BFloat16::encode(x); }
+
+template <class T, class Update, class DecayOp, class P, class G, class... States>
+GRADSTEP_HD void update_loop(const Tile<T>& tile, const Update update, const DecayOp decay, P* p, const G* g, States*... s) {
   const T scale = tile.scale, factor = tile.gradient_factor, decayed = tile.decayed_factor, trust = tile.trust_factor;
   for_each(
       tile.size, tile.ahead,
       [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
-        const T gradient = decay.gradient(factor * (scale * g[i]), p[i], decayed);
-        p[i] -= trust * decay.total(update(p[i], gradient, s[i]...), p[i]);
+        [&](T param, auto... states) GRADSTEP_INLINE_LAMBDA {
+          const T gradient = decay.gradient(factor * (scale * get(g[i])), param, decayed);
+          put(p[i], T(param - trust * decay.total(update(param, gradient, states...), param)));
+          (put(s[i], states), ...);
+        }(get(p[i]), get(s[i])...);
       },
       p, g, s...);
 }
 
-// Straight to the parameter. Factors that are 1 change nothing, not even a bit, and cost nothing that can be measured.
-template <class Rule, class T, class DecayStage, bool kFirst>
+// Straight to the parameter. Factors that are 1 change nothing, not even a bit, and cost nothing that can be measured. `P`, `G`
+// and `S` are what parameter, gradient and states are in memory.
+template <class Rule, class T, class DecayStage, bool kFirst, class P = T, class G = T, class S = T>
 void update(const std::byte* constants, void* erased) {
   const auto& tile = tile_of<T>(erased);
   const auto& [update, decay] =
       *reinterpret_cast<const Decayed<typename Rule::template Update<T>, typename DecayStage::template Op<T>>*>(constants);
   const auto first_or_later = operator_of<Rule, T, kFirst>(update);
   [&, decay = decay]<std::size_t... k>(std::index_sequence<k...>) {
-    update_loop(tile, first_or_later, decay, tile.param, tile.grad, tile.states[k]...);
+    update_loop(tile, first_or_later, decay, reinterpret_cast<P*>(tile.param), reinterpret_cast<const G*>(tile.grad),
+                reinterpret_cast<S*>(tile.states[k])...);
   }(std::make_index_sequence<Rule::states.size()>());
 }
 
@@ -299,6 +321,14 @@ void swap(const std::byte*, void* erased) {
         b[i] = x;
       },
       a, b);
+}
+
+template <class T, bool kToState>
+void copy(const std::byte*, void* erased) {
+  auto& tile = tile_of<T>(erased);
+  const T* from = kToState ? tile.param : tile.states[0];
+  T* to = kToState ? tile.states[0] : tile.param;
+  for_each(tile.size, tile.ahead, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { to[i] = from[i]; }, to);
 }
 
 // ---- sums -----------------------------------------------------------------------------------------------------------------

@@ -67,6 +67,10 @@ class Builder {
     pipeline.by_row = sweep.row > 0;
     pipeline.zeroes_gradient = purpose == Purpose::kZero || (purpose == Purpose::kUpdate && beside.zero_gradient);
     pipeline.in_tiles = pipeline.by_row || pipeline.zeroes_gradient;
+    pipeline.precision = is_half(sweep.operands[0].format) ? settings.precision : Precision::kNearest;
+    pipeline.states_by_chance = settings.states_by_chance;
+    pipeline.seed = static_cast<std::uint64_t>(settings.seed);
+    pipeline.brains = 0;
   }
 
   void build() {
@@ -115,7 +119,8 @@ class Builder {
       if (purpose_ != Purpose::kUpdate) return end_pass(reads(), 0);
     } else {
       update_constants<T>(Rules{}, settings_, settings_.decay, moment_.step, constants());
-      add(kernels_.update[settings_.rule][static_cast<int>(settings_.decay)][moment_.first]);
+      const Brains brains = take_brains();
+      add(kernels_.update[static_cast<int>(brains)][settings_.rule][static_cast<int>(settings_.decay)][moment_.first]);
     }
     add_param_stages();
   }
@@ -179,6 +184,22 @@ class Builder {
     const auto step = static_cast<std::uint64_t>(moment_.step);
     add(Loop::kNoise, NoiseConstants{sigma, static_cast<std::uint64_t>(settings_.seed),
                                      static_cast<std::uint32_t>(moment_.position), static_cast<std::uint32_t>(step)});
+  }
+
+  // Which operands the update takes as they are stored. What other operations look at they find in the compute type, and what
+  // is stored otherwise than to nearest goes through a copy.
+  Brains take_brains() {
+    const bool alone = !pipeline_.in_tiles && settings_.extras() == 0 && settings_.param_stages.empty();
+    if (!alone || sizeof(T) != sizeof(float) || beside_.several_gradients) return Brains::kNone;
+    const auto is_brain = [&](int k) { return sweep_.operands[k].format == Format::kBFloat16 && !sweep_.operands[k].strides; };
+    bool states = sweep_.n_states > 0 && !pipeline_.states_by_chance;
+    for (int k = 2; k < 2 + sweep_.n_states; ++k) states = states && is_brain(k);
+    const bool grad = is_brain(1), param = grad && is_brain(0) && pipeline_.precision == Precision::kNearest;
+    const std::uint32_t all_states = reads() & ~3u;
+    pipeline_.brains = (param ? 1u : 0u) | (grad ? 2u : 0u) | (states ? all_states : 0u);
+    if (param) return states ? Brains::kAll : Brains::kParamAndGrad;
+    if (grad) return states ? Brains::kGradAndStates : Brains::kGrad;
+    return states ? Brains::kStates : Brains::kNone;
   }
 
   // Gradient, update and parameter one after another, with what looks at the update in between.
@@ -251,10 +272,9 @@ void make_pipeline(const Settings& settings, const Moment& moment, Format comput
   }
 }
 
-void make_loop_pipeline(Loop loop, int operands, bool writes, Format compute, Pipeline& pipeline) {
+void make_loop_pipeline(Loop loop, std::uint32_t loads, std::uint32_t stores, Format compute, Pipeline& pipeline) {
   pipeline.operations[0] = kernels().of(compute).loops[static_cast<int>(loop)];
-  const std::uint32_t all = (1u << operands) - 1;
-  pipeline.passes[0] = {0, 1, all, writes ? all & ~2u : 0, nullptr, 0};
+  pipeline.passes[0] = {0, 1, loads, stores, nullptr, 0};
   pipeline.size = pipeline.n_passes = 1;
 }
 

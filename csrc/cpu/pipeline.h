@@ -30,8 +30,8 @@ struct Beside {
 void make_pipeline(const Settings& settings, const Moment& moment, Format compute, const Sweep& sweep, Purpose purpose,
                    const Beside& beside, Pipeline& pipeline);
 
-// Fills a pipeline of one loop that needs no constants, over the first `operands` operands.
-void make_loop_pipeline(Loop loop, int operands, bool writes, Format compute, Pipeline& pipeline);
+// Fills a pipeline of one loop that needs no constants. `loads`, `stores`: operands, a bit each.
+void make_loop_pipeline(Loop loop, std::uint32_t loads, std::uint32_t stores, Format compute, Pipeline& pipeline);
 
 // Fills the pipeline that touches a parameter, its gradient and `states` states without any math.
 void make_touch_pipeline(int states, Format compute, Pipeline& pipeline);

@@ -71,20 +71,21 @@ bool flush_denormals() { return flush.load(std::memory_order_relaxed); }
 
 void set_flush_denormals(bool on) { flush.store(on, std::memory_order_relaxed); }
 
-void run(const std::vector<Work>& works) {
+void run(const std::vector<Work>& works, bool keeps_denormals) {
+  const bool flushes = flush_denormals() && !keeps_denormals;
   std::int64_t total = 0, bytes = 0;
   for (const Work& work : works) {
     total += work.sweep->size;
-    bytes += work.sweep->size * work.sweep->n_operands * static_cast<std::int64_t>(item_size(work.sweep->compute));
+    bytes += work.sweep->bytes();
   }
   const bool prefetch = bytes > kLarge;
 
   if (total <= kAlone || num_threads() == 1) {
-    const FloatEnvironment environment(flush_denormals());
+    const FloatEnvironment environment(flushes);
     for (const Work& work : works) kernels().of(work.sweep->compute).sweep(work, 0, work.sweep->size, prefetch);
     return;
   }
-  Chunks chunks{kernels(), flush_denormals(), prefetch, {}, {}};
+  Chunks chunks{kernels(), flushes, prefetch, {}, {}};
   cut(works, chunk_length(total), chunks);
   parallel_for(
       static_cast<std::int64_t>(chunks.starts.size()) - 1,

@@ -14,7 +14,7 @@ bool flush_denormals();
 void set_flush_denormals(bool flush);
 
 // Runs every sweep to its end.
-void run(const std::vector<Work>& works);
+void run(const std::vector<Work>& works, bool keeps_denormals = false);
 
 // The same, with sums: returns those of each work. `blocks` is scratch, and the works point into it meanwhile.
 std::vector<Sums> run_and_sum(std::vector<Work>& works, std::vector<Sums>& blocks);

@@ -41,10 +41,8 @@ void Step::prepare_weights(const std::vector<StepItem>& items, const StepOptions
 const Pipeline& Step::pipeline(const StepItem& item, Purpose purpose, const Beside& beside) {
   Moment moment = item.moment;
   if (item.settings->noise == 0) moment.position = 0;
-  const bool by_row = item.sweep->row > 0;
   for (const Latest& latest : latest_) {
-    if (latest.settings == item.settings && latest.moment == moment && latest.compute == item.sweep->compute &&
-        latest.by_row == by_row) {
+    if (latest.settings == item.settings && latest.moment == moment && latest.kind == item.sweep->kind) {
       return *latest.pipeline;
     }
   }
@@ -52,7 +50,7 @@ const Pipeline& Step::pipeline(const StepItem& item, Purpose purpose, const Besi
   Pipeline& made = pipelines_[pipelines_used_++];
   make_pipeline(*item.settings, moment, item.sweep->compute, *item.sweep, purpose, beside, made);
   // A few of the latest will do: most tensors share settings and step with the ones before.
-  const Latest now{item.settings, moment, item.sweep->compute, by_row, &made};
+  const Latest now{item.settings, moment, item.sweep->kind, &made};
   if (latest_.size() < 4) latest_.insert(latest_.begin(), now);
   else latest_[pipelines_used_ % 4] = now;
   return made;
@@ -80,7 +78,10 @@ void Step::sweep(const std::vector<StepItem>& items, const StepOptions& options,
     if (choose && !choose(items[i])) continue;
     beside.weights = weights_.data() + weights;
     beside.has_factors = options.clip_norm != kNoLimit || items[i].settings->wants_gradient_norms();
-    works_.push_back({items[i].sweep, &pipeline(items[i], purpose, beside), factors_[i], nullptr});
+    const Moment& moment = items[i].moment;
+    works_.push_back({items[i].sweep, &pipeline(items[i], purpose, beside), factors_[i], nullptr,
+                      static_cast<std::uint32_t>(moment.position),
+                      static_cast<std::uint32_t>(static_cast<std::uint64_t>(moment.step))});
     chosen_.push_back(i);
   }
   if (!sums) return cpu::run(works_);

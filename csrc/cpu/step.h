@@ -57,8 +57,7 @@ class Step {
   struct Latest {
     const Settings* settings;
     Moment moment;
-    Format compute;
-    bool by_row;
+    std::uint64_t kind;
     const Pipeline* pipeline;
   };
   using Choose = bool (*)(const StepItem&);

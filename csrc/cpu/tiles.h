@@ -3,78 +3,27 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
 
-#include "loops.h"
+#include "codecs.h"
 
 namespace gradstep::cpu {
 namespace {
 
-// ---- load and store -------------------------------------------------------------------------------------------------------
-
-// Calls row(offset in bytes, index in the tile, length) for each innermost row of elements [begin, begin + size).
-template <class Row>
-GRADSTEP_HD void for_rows(const Sweep& sweep, const std::int64_t* strides, std::int64_t begin, std::int64_t size, Row row) {
-  const int last = sweep.ndim - 1;
-  std::int64_t at[kMaxDims], offset = 0, rest = begin;
-  for (int d = last; d >= 0; --d) {
-    at[d] = rest % sweep.shape[d];
-    rest /= sweep.shape[d];
-    offset += at[d] * strides[d];
-  }
-  for (std::int64_t done = 0; done < size;) {
-    const std::int64_t left = sweep.shape[last] - at[last], length = left < size - done ? left : size - done;
-    row(offset, done, length);
-    done += length;
-    offset -= at[last] * strides[last];
-    at[last] = 0;
-    for (int d = last - 1; d >= 0; --d) {
-      offset += strides[d];
-      if (++at[d] < sweep.shape[d]) break;
-      offset -= at[d] * strides[d];
-      at[d] = 0;
-    }
-  }
-}
-
-template <class Format, class T>
-void load(const Sweep& sweep, const Operand& operand, std::int64_t begin, std::int64_t size, T* out) {
-  using Stored = typename Format::Stored;
-  const std::int64_t stride = operand.strides[sweep.ndim - 1];
-  for_rows(sweep, operand.strides, begin, size, [&](std::int64_t offset, std::int64_t first, std::int64_t length) {
-    const std::byte* in = operand.data + offset;
-    for (std::int64_t i = 0; i < length; ++i) {
-      out[first + i] = Format::template decode<T>(*reinterpret_cast<const Stored*>(in + i * stride));
-    }
-  });
-}
-
-template <class Format, class T>
-void store(const Sweep& sweep, const Operand& operand, std::int64_t begin, std::int64_t size, const T* in) {
-  using Stored = typename Format::Stored;
-  const std::int64_t stride = operand.strides[sweep.ndim - 1];
-  for_rows(sweep, operand.strides, begin, size, [&](std::int64_t offset, std::int64_t first, std::int64_t length) {
-    std::byte* out = operand.data + offset;
-    for (std::int64_t i = 0; i < length; ++i) {
-      *reinterpret_cast<Stored*>(out + i * stride) = Format::encode(in[first + i]);
-    }
-  });
-}
-
 template <class T>
-struct Codec {
-  void (*load)(const Sweep&, const Operand&, std::int64_t, std::int64_t, T*);
-  void (*store)(const Sweep&, const Operand&, std::int64_t, std::int64_t, const T*);
-};
-
-template <class T, class... F>
-const Codec<T>& codec(Format format, List<F...>) {
-  static constexpr Codec<T> kCodecs[] = {{load<F, T>, store<F, T>}...};
-  return kCodecs[static_cast<int>(format)];
-}
+constexpr Format kComputeFormat = sizeof(T) == 4 ? Format::kFloat32 : Format::kFloat64;
 
 template <class T>
 GRADSTEP_HD T* in_place(const Operand& operand, std::int64_t begin) {
-  return operand.strides ? nullptr : reinterpret_cast<T*>(operand.data) + begin;
+  return operand.is_in_place(kComputeFormat<T>) ? reinterpret_cast<T*>(operand.data) + begin : nullptr;
+}
+
+// Where operand `k` stands, if the operations of the pipeline take it as it is stored; else null.
+template <class T>
+GRADSTEP_HD T* as_stored(const Sweep& sweep, const Pipeline& pipeline, int k, std::int64_t begin) {
+  const Operand& operand = sweep.operands[k];
+  if (pipeline.brains >> k & 1) return reinterpret_cast<T*>(operand.data + begin * static_cast<std::int64_t>(sizeof(Brain)));
+  return in_place<T>(operand, begin);
 }
 
 // ---- tiles ----------------------------------------------------------------------------------------------------------------
@@ -95,7 +44,6 @@ class Carrier {
   Carrier(const Work& work, bool prefetch) : work_(work), sweep_(*work.sweep), pipeline_(*work.pipeline) {
     tile_.scratch = scratch_;
     tile_.update = update_;
-    if (prefetch) tile_.ahead = work.pipeline->in_tiles ? kAheadInTiles : kAheadInSums;
     tile_.decayed_factor = T(work.factors.decayed);
     tile_.cautious_factor = T(work.factors.cautious);
     tile_.trust_factor = T(work.factors.trust);
@@ -110,11 +58,17 @@ class Carrier {
       if (sweep_.extras >> extra & 1) slots_[k++] = &tile_.extras[extra];
     }
     for (k = 0; k < sweep_.n_operands; ++k) {
-      const Operand& operand = sweep_.operands[k];
-      in_place_[k] = operand.strides ? nullptr : reinterpret_cast<T*>(operand.data);
-      if (!in_place_[k]) copied_ |= 1u << k;
+      if (!as_stored<T>(sweep_, pipeline_, k, 0)) copied_ |= 1u << k;
     }
+    if (prefetch) tile_.ahead = pipeline_.in_tiles || copied_ ? kAheadInTiles : kAheadInSums;
   }
+
+  // To be called at the end. (A destructor would bring the runtime of exceptions along, and with it symbols that objects
+  // share.)
+  void release() { std::free(long_row_); }
+
+  Carrier(const Carrier&) = delete;
+  Carrier& operator=(const Carrier&) = delete;
 
   // Whether operands are copied, tile by tile.
   bool copies() const { return copied_ != 0; }
@@ -122,7 +76,10 @@ class Carrier {
   // Carries elements [begin, end), a tile at most, through a pass. Pipelines of sums alone take more.
   void tile(const Pass& pass, std::int64_t begin, std::int64_t end) {
     const std::int64_t size = end - begin;
-    for (int k = 0; k < sweep_.n_operands; ++k) *slots_[k] = in_place_[k] ? in_place_[k] + begin : copies_[k];
+    for (int k = 0; k < sweep_.n_operands; ++k) {
+      *slots_[k] = copied_ >> k & 1 ? copies_[k] : as_stored<T>(sweep_, pipeline_, k, begin);
+    }
+    if (long_row_) tile_.param = long_row_ + (begin - row_begin_);
     tile_.grad = gradient_;
     tile_.begin = begin;
     tile_.size = size;
@@ -144,7 +101,16 @@ class Carrier {
   void rows(std::int64_t begin, std::int64_t end) {
     const std::int64_t n_rows = (end - begin) / sweep_.row;
     std::fill_n(row_values_, n_rows, RowValues{});
+    // A copy of the parameter lives from the first pass to the last, so that it is rounded once.
+    const bool keeps = copied_ & 1 && pipeline_.n_passes > 1;
+    if (keeps && end - begin > kTile && !long_row_) {
+      long_row_ = static_cast<T*>(std::malloc(static_cast<std::size_t>(sweep_.row) * sizeof(T)));
+      if (!long_row_) std::abort();  // too late for an error: other parameters have moved
+    }
+    row_begin_ = begin;
     for (int p = 0; p < pipeline_.n_passes; ++p) {
+      loads_param_ = !keeps || p == 0;
+      stores_param_ = !keeps || p == pipeline_.n_passes - 1;
       const Pass& pass = pipeline_.passes[p];
       std::fill_n(row_sums_, n_rows, RowSums{});
       for (std::int64_t at = begin; at < end; at += kTile) tile(pass, at, std::min(at + kTile, end));
@@ -158,18 +124,48 @@ class Carrier {
  private:
   const Operand& gradient(int i) const { return i == 0 ? sweep_.operands[1] : sweep_.more_gradients[i - 1]; }
 
+  bool is_in_two() const { return pipeline_.precision > Precision::kStochastic; }
+  Part part(const Operand& operand, std::int64_t ahead = 0) const { return {sweep_, operand, tile_.begin, tile_.size, ahead}; }
+
+  // What comes decoded is asked for as far ahead as what is in place.
   void load_copies(std::uint32_t operands) {
+    if (!loads_param_) operands &= ~1u;
     for (int k = 0; k < sweep_.n_operands; ++k) {
-      if (!(copied_ & operands & 1u << k)) continue;
-      codec<T>(sweep_.operands[k].format, Formats{}).load(sweep_, sweep_.operands[k], tile_.begin, tile_.size, copies_[k]);
+      if (copied_ & operands & 1u << k) load_part(part(sweep_.operands[k], tile_.ahead), k == 0 ? tile_.param : copies_[k]);
     }
+    if (!(operands & 1u) || !is_in_two()) return;
+    load_part(part(sweep_.rest, tile_.ahead), rest_);
+    join(pipeline_.precision, sweep_.operands[0].format, tile_.size, tile_.param, rest_);
   }
 
   void store_copies(std::uint32_t operands) {
+    if (!stores_param_) operands &= ~1u;
     for (int k = 0; k < sweep_.n_operands; ++k) {
       if (!(copied_ & operands & 1u << k)) continue;
-      codec<T>(sweep_.operands[k].format, Formats{}).store(sweep_, sweep_.operands[k], tile_.begin, tile_.size, copies_[k]);
+      if (k == 0 && is_in_two()) {
+        part_in_two(pipeline_.precision, sweep_.operands[0].format, tile_.size, tile_.param, scratch_, rest_);
+        store_part(part(sweep_.operands[0]), scratch_);
+        store_part(part(sweep_.rest), rest_);
+        continue;
+      }
+      Part to = part(sweep_.operands[k]);
+      if (k == 0 ? pipeline_.precision == Precision::kStochastic : pipeline_.states_by_chance) to.draws = draw(k);
+      store_part(to, k == 0 ? tile_.param : copies_[k]);
     }
+  }
+
+  // 16 random bits for each element of the tile.
+  const std::uint32_t* draw(int operand) {
+    if (bits_of(sweep_.operands[operand].format) > 16) return nullptr;
+    const Draws draws{{{static_cast<std::uint32_t>(pipeline_.seed), static_cast<std::uint32_t>(pipeline_.seed >> 32)}},
+                      static_cast<std::uint32_t>(operand),
+                      work_.stream,
+                      work_.step};
+    const std::int64_t first = tile_.begin / Draws::kGroup, end = (tile_.begin + tile_.size - 1) / Draws::kGroup + 1;
+    for (std::int64_t group = first; group < end; ++group) {
+      draws(static_cast<std::uint64_t>(group), draws_ + (group - first) * Draws::kGroup);
+    }
+    return draws_ + (tile_.begin - first * Draws::kGroup);
   }
 
   // scratch <- w_1 g_1 + w_2 g_2 + ...
@@ -177,7 +173,7 @@ class Carrier {
     for (int i = 0; i <= sweep_.n_more_gradients; ++i) {
       const T* g = in_place<T>(gradient(i), tile_.begin);
       if (!g) {
-        codec<T>(gradient(i).format, Formats{}).load(sweep_, gradient(i), tile_.begin, tile_.size, copies_[1]);
+        load_part(part(gradient(i), tile_.ahead), copies_[1]);
         g = copies_[1];
       }
       const T weight = T(pipeline_.weights[i]);
@@ -196,7 +192,7 @@ class Carrier {
       T* g = in_place<T>(gradient(i), begin);
       T* zeros = g ? g : copies_[1];
       for_each(size, 0, [=](std::int64_t j) GRADSTEP_INLINE_LAMBDA { zeros[j] = T(0); }, zeros);
-      if (!g) codec<T>(gradient(i).format, Formats{}).store(sweep_, gradient(i), begin, size, zeros);
+      if (!g) store_part(part(gradient(i)), zeros);
     }
   }
 
@@ -207,8 +203,10 @@ class Carrier {
   Tile<T> tile_{};
   T* gradient_ = nullptr;
   T** slots_[kMaxOperands];  // where the tile has each operand
-  T* in_place_[kMaxOperands];  // null: the operand is copied
-  std::uint32_t copied_ = 0;  // those that are, a bit each
+  std::uint32_t copied_ = 0;  // operands that are, a bit each
+  T* long_row_ = nullptr;  // the copy of the parameter, where a row is longer than a tile
+  std::int64_t row_begin_ = 0;
+  bool loads_param_ = true, stores_param_ = true;
   RowValues row_values_[kMaxRows];
   RowSums row_sums_[kMaxRows];
   // Not at a distance of a whole page from each other: a load right after a store at such a distance waits for it.
@@ -216,6 +214,8 @@ class Carrier {
   alignas(64) T copies_[kMaxOperands][kApart];
   alignas(64) T scratch_[kApart];
   alignas(64) T update_[kApart];
+  alignas(64) T rest_[kApart];
+  alignas(64) std::uint32_t draws_[kTile + 2 * Draws::kGroup];
 };
 
 template <class T>
@@ -230,11 +230,14 @@ GRADSTEP_NOINLINE void sweep_in_tiles(const Work& work, std::int64_t begin, std:
       carrier.rows(begin, next);
       begin = next;
     }
+    carrier.release();
     return;
   }
-  // Leaves of sums stand where they have to. Other tiles begin where cache lines do.
+  // Leaves of sums stand where they have to, and so do blocks of a format. Other tiles begin where cache lines do.
   const Pass& pass = work.pipeline->passes[0];
-  if (!work.sums && !sweep.operands[0].strides) {
+  const bool anywhere = !work.sums && !std::any_of(sweep.operands, sweep.operands + sweep.n_operands,
+                                                   [](const Operand& operand) { return is_compressed(operand.format); });
+  if (anywhere && in_place<T>(sweep.operands[0], 0)) {
     const std::int64_t head = to_next_line(in_place<T>(sweep.operands[0], begin));
     if (head > 0) {
       const std::int64_t first = std::min(begin + kTile - 64 / static_cast<std::int64_t>(sizeof(T)) + head, end);
@@ -252,13 +255,13 @@ void sweep(const Work& work, std::int64_t begin, std::int64_t end, bool prefetch
   const Sweep& sweep = *work.sweep;
   const Pipeline& pipeline = *work.pipeline;
   bool direct = !pipeline.in_tiles && !work.sums;
-  for (int k = 0; k < sweep.n_operands; ++k) direct = direct && !sweep.operands[k].strides;
+  for (int k = 0; k < sweep.n_operands; ++k) direct = direct && as_stored<T>(sweep, pipeline, k, 0);
   if (!direct) return sweep_in_tiles<T>(work, begin, end, prefetch);
 
   Tile<T> tile{};
-  tile.param = in_place<T>(sweep.operands[0], begin);
-  tile.grad = in_place<T>(sweep.operands[1], begin);
-  for (int k = 0; k < sweep.n_states; ++k) tile.states[k] = in_place<T>(sweep.operands[2 + k], begin);
+  tile.param = as_stored<T>(sweep, pipeline, 0, begin);
+  tile.grad = as_stored<T>(sweep, pipeline, 1, begin);
+  for (int k = 0; k < sweep.n_states; ++k) tile.states[k] = as_stored<T>(sweep, pipeline, 2 + k, begin);
   tile.begin = begin;
   tile.size = end - begin;
   tile.ahead = prefetch ? kAhead : 0;

@@ -20,8 +20,9 @@ class Batch {
  public:
   explicit Batch(const char* function) : function_(function) {}
 
-  // Adds operands of one shape, the first of which is called `name`.
-  void add(const std::vector<PyObject*>& objects, const Roles& roles, const std::string& name) {
+  // Adds operands of one shape, the first of which is called `name`; `names`, if any, are those of all.
+  void add(const std::vector<PyObject*>& objects, const Roles& roles, const std::string& name,
+           const std::vector<std::string>& names = {}) {
     names_.push_back(name);
     std::vector<View> views(objects.size());
     try {
@@ -33,7 +34,7 @@ class Batch {
     } catch (Problem& problem) {
       refuse(name, problem);
     } catch (OperandProblem& problem) {
-      refuse(name, problem.problem);
+      refuse(names.empty() ? name : names[static_cast<std::size_t>(problem.operand)], problem.problem);
     }
     for (std::size_t k = 0; k < objects.size(); ++k) {
       if (roles.is_output(static_cast<int>(k)) && is_tensor(objects[k])) changed_.append(py::handle(objects[k]));
@@ -42,7 +43,7 @@ class Batch {
 
   // Runs `make_pipeline(compute, pipeline)`'s pipelines over all of them. Returns the sums, if there are to be any.
   template <class MakePipeline>
-  Sums run(MakePipeline make_pipeline, double factor, bool sums) {
+  Sums run(MakePipeline make_pipeline, double factor, bool sums, bool keeps_denormals = false) {
     Pipeline pipelines[2];
     make_pipeline(Format::kFloat32, pipelines[0]);
     make_pipeline(Format::kFloat64, pipelines[1]);
@@ -55,7 +56,7 @@ class Batch {
     std::vector<Sums> blocks, found;
     without_gil([&] {
       if (sums) found = cpu::run_and_sum(works, blocks);
-      else cpu::run(works);
+      else cpu::run(works, keeps_denormals);
     });
     if (changed_.size() > 0) bump_versions(changed_);
     Sums total;
@@ -86,8 +87,9 @@ class Batch {
   py::list changed_;
 };
 
-auto pipeline_of(cpu::Loop loop, int operands, bool writes) {
-  return [=](Format compute, Pipeline& pipeline) { cpu::make_loop_pipeline(loop, operands, writes, compute, pipeline); };
+// `loads`, `stores`: operands, a bit each.
+auto pipeline_of(cpu::Loop loop, std::uint32_t loads, std::uint32_t stores) {
+  return [=](Format compute, Pipeline& pipeline) { cpu::make_loop_pipeline(loop, loads, stores, compute, pipeline); };
 }
 
 }  // namespace
@@ -114,7 +116,7 @@ double sum_of_squares(const py::list& arrays, const char* function, const char* 
     PyObject* array = arrays[i].ptr();
     batch.add({array, array}, roles, std::string(name) + "[" + std::to_string(i) + "]");
   }
-  return batch.run(pipeline_of(cpu::Loop::kSumParam, 1, false), 1, true).at[kParamSquares];
+  return batch.run(pipeline_of(cpu::Loop::kSumParam, 1, 0), 1, true).at[kParamSquares];
 }
 
 void scale(const py::list& arrays, double factor, const char* function, const char* name) {
@@ -123,7 +125,7 @@ void scale(const py::list& arrays, double factor, const char* function, const ch
     PyObject* array = arrays[i].ptr();
     batch.add({array, array}, {}, std::string(name) + "[" + std::to_string(i) + "]");
   }
-  batch.run(pipeline_of(cpu::Loop::kScale, 1, true), factor, false);
+  batch.run(pipeline_of(cpu::Loop::kScale, 1, 1), factor, false);
 }
 
 void swap(const py::list& ones, const py::list& others, const char* function) {
@@ -134,7 +136,29 @@ void swap(const py::list& ones, const py::list& others, const char* function) {
     PyObject* one = ones[i].ptr();
     batch.add({one, one, others[i].ptr()}, roles, "array " + std::to_string(i));
   }
-  batch.run(pipeline_of(cpu::Loop::kSwap, 3, true), 1, false);
+  batch.run(pipeline_of(cpu::Loop::kSwap, 5, 5), 1, false);
+}
+
+void convert(const py::tuple& target, const py::tuple& source, bool is_unsigned, const char* function) {
+  // The one that is no codes takes the part of the parameter, the other that of a state.
+  const bool from_codes = source.size() == 2;
+  const py::tuple &param = from_codes ? target : source, &state = from_codes ? source : target;
+  Roles roles;
+  roles.n_states = 1;
+  roles.unsigned_states = is_unsigned;
+  roles.compressed = state.size() == 2;
+  (from_codes ? roles.reads_states : roles.reads_param) = true;
+  std::vector<PyObject*> objects{param[0].ptr(), param[0].ptr(), state[0].ptr()};
+  const char* name = from_codes ? "target" : "source";
+  std::vector<std::string> names{name, name, from_codes ? "codes" : "target"};
+  if (state.size() == 2) {
+    objects.push_back(state[1].ptr());
+    names.emplace_back("scale");
+  }
+  Batch batch(function);
+  batch.add(objects, roles, name, names);
+  if (from_codes) batch.run(pipeline_of(cpu::Loop::kCopyFrom, 4, 1), 1, false, true);
+  else batch.run(pipeline_of(cpu::Loop::kCopyTo, 1, 4), 1, false, true);
 }
 
 }  // namespace gradstep::python

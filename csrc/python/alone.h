@@ -18,4 +18,8 @@ void scale(const pybind11::list& arrays, double factor, const char* function, co
 // Exchanges the elements of two lists of arrays, in place.
 void swap(const pybind11::list& ones, const pybind11::list& others, const char* function);
 
+// Copies one array into another of the same shape. Either is a tuple of one array, or of codes and their scales; not both of
+// codes.
+void convert(const pybind11::tuple& target, const pybind11::tuple& source, bool is_unsigned, const char* function);
+
 }  // namespace gradstep::python

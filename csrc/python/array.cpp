@@ -71,12 +71,22 @@ void split_complex(View& view) {
   ++view.ndim;
 }
 
+// NumPy itself has no bfloat16: it is a dtype of another package, known by its name.
+char kind_of(const py::dtype& dtype) {
+  static int brain = -1;  // the number of that dtype, once it has been seen
+  const char kind = dtype.kind();
+  if (kind == 'b') return '\0';
+  if (kind != 'V' || dtype.itemsize() != 2) return kind;
+  if (dtype.num() != brain && py::str(dtype.attr("name")).cast<std::string>() == "bfloat16") brain = dtype.num();
+  return dtype.num() == brain ? 'b' : '\0';
+}
+
 void read_numpy(PyObject* object, View& view) {
   const auto array = py::reinterpret_borrow<py::array>(object);
   const py::dtype dtype = array.dtype();
   if (array.ndim() > kMaxDims) too_many_dimensions(static_cast<int>(array.ndim()));
   view.data = const_cast<std::byte*>(static_cast<const std::byte*>(array.data()));
-  view.kind = dtype.kind();
+  view.kind = kind_of(dtype);
   view.bits = static_cast<int>(dtype.itemsize()) * 8 / (view.kind == 'c' ? 2 : 1);
   view.native = dtype.byteorder() == '=' || dtype.byteorder() == '|';
   view.writable = array.writeable();
@@ -93,11 +103,12 @@ void read_dltensor(const dlpack::Tensor& tensor, View& view) {
   if (tensor.ndim > kMaxDims) too_many_dimensions(tensor.ndim);
   const bool complex = tensor.dtype.code == dlpack::kComplex;
   view.data = static_cast<std::byte*>(tensor.data) + tensor.byte_offset;
-  view.kind = tensor.dtype.lanes != 1               ? '\0'
-              : complex                             ? 'c'
-              : tensor.dtype.code == dlpack::kFloat ? 'f'
-              : tensor.dtype.code == 0              ? 'i'
-                                                    : '\0';
+  static constexpr std::pair<std::uint8_t, char> kKinds[] = {
+      {dlpack::kFloat, 'f'}, {dlpack::kBFloat, 'b'}, {dlpack::kComplex, 'c'}, {dlpack::kInt, 'i'}, {dlpack::kUnsigned, 'u'}};
+  view.kind = '\0';
+  for (const auto& [code, kind] : kKinds) {
+    if (tensor.dtype.code == code && tensor.dtype.lanes == 1) view.kind = kind;
+  }
   view.bits = tensor.dtype.bits / (complex ? 2 : 1);
   view.native = view.writable = true;
   view.ndim = tensor.ndim;
@@ -146,7 +157,12 @@ void read_tensor_methods(PyObject* object, View& view) {
     const bool complex = tensor.attr("is_complex")().cast<bool>();
     const std::string dtype = dtype_name(object);
     view.data = reinterpret_cast<std::byte*>(tensor.attr("data_ptr")().cast<std::uintptr_t>());
-    view.kind = complex ? 'c' : dtype.starts_with("float") ? 'f' : dtype.starts_with("int") ? 'i' : '\0';
+    static constexpr std::pair<const char*, char> kKinds[] = {
+        {"float", 'f'}, {"bfloat16", 'b'}, {"complex", 'c'}, {"int", 'i'}, {"uint", 'u'}};
+    view.kind = '\0';
+    for (const auto& [name, kind] : kKinds) {
+      if (dtype.starts_with(name)) view.kind = kind;
+    }
     view.bits = static_cast<int>(item) * 8 / (complex ? 2 : 1);
     view.native = view.writable = true;
     view.ndim = static_cast<int>(shape.size());
@@ -178,8 +194,8 @@ void read_buffer(PyObject* object, View& view, Holds& holds) {
   if (*format && std::strchr("@=<>!", *format)) ++format;
   const bool complex = *format == 'Z';
   if (complex) ++format;
-  const bool real = (*format == 'f' || *format == 'd') && format[1] == '\0';
-  view.kind = !real ? '\0' : complex ? 'c' : 'f';
+  const char* known = *format && format[1] == '\0' ? std::strchr("efdhB", *format) : nullptr;
+  view.kind = !known ? '\0' : *known == 'B' ? 'u' : *known == 'h' ? 'i' : complex ? 'c' : 'f';
   view.bits = static_cast<int>(buffer->itemsize) * 8 / (complex ? 2 : 1);
   view.data = static_cast<std::byte*>(buffer->buf);
   view.writable = writable;

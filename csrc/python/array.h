@@ -30,7 +30,7 @@ struct Problem {
 // how torch's optimizers treat it (torch.view_as_real).
 struct View {
   std::byte* data;
-  char kind;  // of the dtype, as in NumPy: 'f', 'c', 'i', ...; 0 where there is none that NumPy has
+  char kind;  // of the dtype, as in NumPy: 'f', 'c', 'i', 'u'; 'b' for bfloat16; 0 for anything else
   int bits;   // of one real number
   bool native;
   bool writable;
@@ -39,8 +39,17 @@ struct View {
   std::int64_t strides[kMaxDims + 1];  // bytes
 
   std::int64_t size() const;
-  bool is_real() const { return (kind == 'f' || kind == 'c') && (bits == 32 || bits == 64); }
-  Format format() const { return bits == 32 ? Format::kFloat32 : Format::kFloat64; }
+  std::int64_t item() const { return bits / 8; }
+  // Whether it holds numbers that a step can compute with, and in which format.
+  bool is_float() const {
+    return kind == 'b' || (kind == 'f' && bits == 16) || ((kind == 'f' || kind == 'c') && (bits == 32 || bits == 64));
+  }
+  bool is_half() const { return is_float() && bits == 16; }
+  Format format() const {
+    if (kind == 'b') return Format::kBFloat16;
+    return bits == 16 ? Format::kFloat16 : bits == 32 ? Format::kFloat32 : Format::kFloat64;
+  }
+  bool holds_codes() const { return kind == 'u' && bits == 8; }  // of a format in blocks
 };
 
 // Keeps what has been read alive, and its memory in place, until it is destroyed or cleared. The GIL must be held for either.

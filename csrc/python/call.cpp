@@ -21,7 +21,7 @@ py::object Plan::step_arrays(const char* function, const py::handle& kernel, con
   const Conditions conditions = parse_conditions(given_conditions);
   add_group(kernel, conditions.options);
   const RuleInfo& rule = *groups_.back().rule;
-  if (groups_.back().roles.extras != 0) {
+  if (groups_.back().roles.extras != 0 || groups_.back().roles.has_rest()) {
     raise(PyExc_TypeError, labels_.function + ": takes no stage that keeps arrays of its own");
   }
   // A norm that is kept comes after the states.
@@ -32,12 +32,12 @@ py::object Plan::step_arrays(const char* function, const py::handle& kernel, con
           labels_.function + ": takes " + std::to_string(at_step - 2) + " states, got " + std::to_string(states.size()));
   }
 
-  PyObject* given[kMaxOperands + 2] = {params.ptr(), grads.ptr()};
+  PyObject* given[kMaxViews + 2] = {params.ptr(), grads.ptr()};
   for (int k = 2; k < at_step; ++k) given[k] = PyTuple_GET_ITEM(states.ptr(), k - 2);
   given[at_step] = step.ptr();
 
   const auto add = [&](std::size_t index, PyObject* const* operands, PyObject* number, PyObject* norm_state) {
-    items_.push_back({index, 0, nullptr});
+    items_.push_back({index, 0, nullptr, {}, groups_.back().roles});
     Item& item = items_.back();
     std::copy_n(operands, n, item.operands);
     try {
@@ -89,9 +89,9 @@ py::object Plan::step_arrays(const char* function, const py::handle& kernel, con
   }
 
   // Sequences: all of one length; a single step number serves all.
-  PyObject* lists[kMaxOperands + 2] = {};
+  PyObject* lists[kMaxViews + 2] = {};
   const bool one_step = step.is_none() || (PyIndex_Check(step.ptr()) && !PySequence_Check(step.ptr()));
-  const Item names{0, 0, nullptr};
+  const Item names{0, 0, nullptr, {}, groups_.back().roles};
   for (int k = 0; k < (one_step ? at_step : at_step + 1); ++k) {
     const int operand = k == at_step ? int{kStepCount} : k == n ? int{kNormState} : k;
     const auto name = [&] {
@@ -113,7 +113,7 @@ py::object Plan::step_arrays(const char* function, const py::handle& kernel, con
     }
   }
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(lists[0]); ++i) {
-    PyObject* operands[kMaxOperands] = {};
+    PyObject* operands[kMaxViews] = {};
     for (int k = 0; k < n; ++k) operands[k] = PyTuple_GET_ITEM(lists[k], i);
     add(static_cast<std::size_t>(i), operands, one_step ? step.ptr() : PyTuple_GET_ITEM(lists[at_step], i),
         norm ? PyTuple_GET_ITEM(lists[n], i) : nullptr);

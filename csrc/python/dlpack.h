@@ -7,7 +7,7 @@
 namespace gradstep::dlpack {
 
 inline constexpr std::int32_t kCpu = 1, kCudaHost = 3;
-inline constexpr std::uint8_t kFloat = 2, kComplex = 5;
+inline constexpr std::uint8_t kInt = 0, kUnsigned = 1, kFloat = 2, kBFloat = 4, kComplex = 5;
 
 struct Version {
   std::uint32_t major, minor;

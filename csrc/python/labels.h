@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "entry.h"
 #include "settings.h"
 
 namespace gradstep::python {
@@ -19,21 +20,26 @@ enum class Face {
 };
 
 // The numbers of what is no array of the sweep's own.
-enum Beside { kStepCount = kMaxOperands, kEmaCount, kSwaCount, kNormState, kFurtherGradients };
+enum Beside { kStepCount = kMaxViews, kEmaCount, kSwaCount, kNormState, kFurtherGradients };
 
 // Names of extras in a parameter's states.
 inline constexpr const char* kExtraNames[kMaxExtras] = {"ema", "swa", "slow"};
+
+// And of what a parameter has no room for.
+inline const char* rest_name(Precision precision) {
+  return precision == Precision::kKahan ? "compensation" : precision == Precision::kMaster ? "master" : "remainder";
+}
 
 struct Labels {
   std::string function;
   Face face;
   bool several_gradients;
 
-  // Operand `k` (0 the parameter, 1 the gradient, then the states and those extras that there are; from kFurtherGradients on
-  // the further gradients; else a number beside) of entry `index`, which the face calls `key`.
-  std::string operand(int k, const RuleInfo& rule, std::uint32_t extras, std::size_t index, PyObject* key) const {
+  // Operand `k` (as `roles` counts; from kFurtherGradients on the further gradients; else a number beside) of entry `index`,
+  // which the face calls `key`.
+  std::string operand(int k, const RuleInfo& rule, const Roles& roles, std::size_t index, PyObject* key) const {
     const bool gradient = k == 1 || k >= kFurtherGradients;
-    const std::string name = state(k - 2, rule, extras, k);
+    const std::string name = state(k, rule, roles);
     const std::string source = several_gradients ? "[" + std::to_string(k == 1 ? 0 : k - kFurtherGradients + 1) + "]" : "";
     if (face == Face::kArray) return k == 0 ? "param" : gradient ? "grad" : name;
     const std::string at =
@@ -45,8 +51,8 @@ struct Labels {
   }
 
  private:
-  static std::string state(int k, const RuleInfo& rule, std::uint32_t extras, int operand) {
-    switch (operand) {
+  static std::string state(int k, const RuleInfo& rule, const Roles& roles) {
+    switch (k) {
       case kStepCount:
         return "step";
       case kEmaCount:
@@ -58,11 +64,16 @@ struct Labels {
       default:
         break;
     }
+    const auto name = [](PyObject* text) { return pybind11::cast<std::string>(pybind11::handle(text)); };
     const auto n = static_cast<int>(rule.states.size());
-    if (k < 0 || operand > kMaxOperands) return "";
-    if (k < n) return rule.state_names()[static_cast<std::size_t>(k)];
-    for (int extra = 0, left = k - n; extra < kMaxExtras; ++extra) {
-      if (extras >> extra & 1 && left-- == 0) return kExtraNames[extra];
+    if (k < 2 || k > kMaxViews) return "";
+    if (k < 2 + n) return name(rule.states[static_cast<std::size_t>(k - 2)]);
+    for (int extra = 0, left = k - 2 - n; extra < kMaxExtras; ++extra) {
+      if (roles.extras >> extra & 1 && left-- == 0) return kExtraNames[extra];
+    }
+    if (roles.has_rest() && k == roles.rest()) return rest_name(roles.precision);
+    for (int at = 0; at < n; ++at) {
+      if (roles.is_codes(2 + at) && roles.scale_of(at) == k) return name(rule.scales[static_cast<std::size_t>(at)]);
     }
     return "";
   }

@@ -28,8 +28,12 @@ struct Names {
   PyObject* norm = PyUnicode_InternFromString("grad_norm_sq");
   PyObject* grad = PyUnicode_InternFromString("grad");
   PyObject* extras[kMaxExtras];
+  PyObject* rests[5] = {};  // by Precision
 
   Names() {
+    for (const Precision precision : {Precision::kKahan, Precision::kMaster, Precision::kSplit}) {
+      rests[static_cast<int>(precision)] = PyUnicode_InternFromString(rest_name(precision));
+    }
     for (int extra = 0; extra < kMaxExtras; ++extra) extras[extra] = PyUnicode_InternFromString(kExtraNames[extra]);
   }
 };
@@ -44,20 +48,19 @@ const Names& names() {
 // ---- the call -------------------------------------------------------------------------------------------------------------
 
 PyObject* Plan::object(const Item& item, int view) const {
-  const Roles& roles = group_of(item).roles;
-  if (view < roles.n_operands()) return item.operands[view];
-  const auto at = static_cast<std::size_t>(&item - items_.data()) * static_cast<std::size_t>(roles.n_gradients - 1);
-  return further_gradients_[at + static_cast<std::size_t>(view - roles.n_operands())];
+  const int n = item.roles.n_operands();
+  if (view < n) return item.operands[view];
+  const auto at = static_cast<std::size_t>(&item - items_.data()) * static_cast<std::size_t>(item.roles.n_gradients - 1);
+  return further_gradients_[at + static_cast<std::size_t>(view - n)];
 }
 
 int Plan::operand_of(const Item& item, int view) const {
-  const int n = group_of(item).roles.n_operands();
+  const int n = item.roles.n_operands();
   return view < n ? view : kFurtherGradients + view - n;
 }
 
 std::string Plan::label(const Item& item, int operand) const {
-  const Group& group = group_of(item);
-  return labels_.operand(operand, *group.rule, group.roles.extras, item.index, item.key);
+  return labels_.operand(operand, *group_of(item).rule, item.roles, item.index, item.key);
 }
 
 void Plan::refuse(const Item& item, int operand, const Problem& problem) const {
@@ -76,9 +79,26 @@ void Plan::add_group(py::handle kernel, const cpu::StepOptions& options) {
   group.roles.n_extras = std::popcount(group.roles.extras);
   group.roles.n_gradients = options.n_gradients;
   group.roles.writes_gradients = options.zero_gradient;
-  group.roles.in_order = group.settings.noise > 0;
+  group.roles.counts_elements = group.settings.draws();
+  group.roles.precision = group.settings.precision;
+  group.roles.unsigned_states = group.rule->unsigned_states;
   group.roles.rows = group.settings.wants_rows();
   group.roles.always_rows = group.settings.agc != kNoLimit;
+}
+
+// A precision that keeps something beside the parameter is one of parameters of 16 bits.
+void Plan::settle_precision(Item& item) {
+  if (item.roles.precision == Precision::kNearest) return;
+  View param;
+  try {
+    read(item.operands[0], param, holds_);
+  } catch (Problem& problem) {
+    refuse(item, 0, problem);
+  }
+  if (!param.is_half()) item.roles.precision = Precision::kNearest;
+  else if (item.roles.precision == Precision::kSplit && param.kind != 'b') {
+    refuse(item, 0, {PyExc_TypeError, "has dtype float16: precision='split' is for bfloat16"});
+  }
 }
 
 // Where the states of a parameter lie: in `dict`, as far as they are there; the rest is made.
@@ -88,8 +108,8 @@ void Plan::find_states(Item& item, PyObject* dict, const py::object& make_state,
   const Settings& settings = group.settings;
 
   // All that there is to be, and where it goes.
-  PyObject* wanted[kMaxOperands + 4];
-  PyObject** to[kMaxOperands + 4];
+  PyObject* wanted[kMaxViews + 4];
+  PyObject** to[kMaxViews + 4];
   int n = 0;
   const auto want = [&](PyObject* name, PyObject** where) {
     wanted[n] = name;
@@ -102,6 +122,7 @@ void Plan::find_states(Item& item, PyObject* dict, const py::object& make_state,
       want(names().extras[extra], &item.operands[2 + n]);
     }
   }
+  if (item.roles.has_rest()) want(names().rests[static_cast<int>(item.roles.precision)], &item.operands[item.roles.rest()]);
   if (counts_steps_ || settings.wants_step()) want(names().step, &item.step);
   if (settings.has(kEma)) want(names().ema_count, &item.ema);
   if (settings.has(kSwa)) want(names().swa_count, &item.swa);
@@ -188,7 +209,7 @@ py::object Plan::step(const py::list& params, const py::object& grads, const py:
       PyObject* key = PyList_GetItem(keys.ptr(), static_cast<Py_ssize_t>(index));
       if (!key) throw py::error_already_set();
       holds_.object(key);
-      const Item item{index, static_cast<int>(groups_.size()) - 1, key, {param, grad}};
+      const Item item{index, static_cast<int>(groups_.size()) - 1, key, {param, grad}, groups_.back().roles};
       for (int i = 1; i < n_gradients; ++i) {
         PyObject* further = Py_XNewRef(PyList_GetItem(lists[static_cast<std::size_t>(i)], static_cast<Py_ssize_t>(index)));
         if (!further) throw py::error_already_set();
@@ -203,6 +224,7 @@ py::object Plan::step(const py::list& params, const py::object& grads, const py:
       if (grad == Py_None) continue;
       items_.push_back(item);
       items_.back().moment.position = static_cast<std::int64_t>(index);
+      settle_precision(items_.back());
       find_states(items_.back(), walk.find(key), make_state, created);
       if (items_.size() - taken == kBlock) take_all(std::exchange(taken, items_.size()));
     }
@@ -247,7 +269,7 @@ void Plan::take_all(std::size_t first) {
   const auto for_objects = [&](auto ask) {
     for (std::size_t i = first; i < items_.size(); ++i) {
       const Item& item = items_[i];
-      for (int k = 0; k < group_of(item).roles.n_operands(); ++k) ask(item.operands[k]);
+      for (int k = 0; k < item.roles.n_arrays(); ++k) ask(item.operands[k]);
       for (PyObject* number : {item.step, item.ema, item.swa}) {
         if (number) ask(number);
       }
@@ -282,21 +304,45 @@ void Plan::take_numbers(Item& item) {
   moment.first = moment.first || (first_step && group_of(item).rule->has_first);
 }
 
-void Plan::take(Item& item) {
-  const Roles& roles = group_of(item).roles;
-  take_numbers(item);
-  const int n = roles.n_views();
-  if (views_.size() < static_cast<std::size_t>(n)) views_.resize(static_cast<std::size_t>(n));
-  objects_.resize(static_cast<std::size_t>(n));
-  for (int k = 0; k < n; ++k) {
-    const auto at = static_cast<std::size_t>(k);
-    objects_[at] = object(item, k);
-    try {
-      read(objects_[at], views_[at], holds_);
-    } catch (Problem& problem) {
-      refuse(item, operand_of(item, k), problem);
+// The scales of states that come as codes.
+void Plan::take_scales(Item& item) {
+  const RuleInfo& rule = *group_of(item).rule;
+  int at = item.roles.n_arrays();
+  for (int state = 0; state < item.roles.n_states; ++state) {
+    if (!views_[static_cast<std::size_t>(2 + state)].holds_codes()) continue;
+    PyObject* name = rule.scales[static_cast<std::size_t>(state)];
+    PyObject* scale = item.fresh ? PyDict_GetItemWithError(item.fresh, name) : nullptr;
+    if (!scale && item.dict && PyDict_Check(item.dict)) scale = PyDict_GetItemWithError(item.dict, name);
+    if (!scale || scale == Py_None) {
+      refuse(item, 2 + state,
+             {PyExc_TypeError, "has dtype uint8, and there is no '" + py::cast<std::string>(py::handle(name)) + "' beside it"});
     }
+    holds_.object(scale);
+    item.operands[at++] = scale;
+    item.roles.compressed |= 1u << state;
   }
+}
+
+void Plan::take(Item& item) {
+  take_numbers(item);
+  const auto read_views = [&](int begin, int end) {
+    if (views_.size() < static_cast<std::size_t>(end)) views_.resize(static_cast<std::size_t>(end));
+    objects_.resize(static_cast<std::size_t>(end));
+    for (int k = begin; k < end; ++k) {
+      const auto at = static_cast<std::size_t>(k);
+      objects_[at] = object(item, k);
+      try {
+        read(objects_[at], views_[at], holds_);
+      } catch (Problem& problem) {
+        refuse(item, operand_of(item, k), problem);
+      }
+    }
+  };
+  const Roles& roles = item.roles;
+  const int n = roles.n_arrays();
+  read_views(0, n);
+  take_scales(item);
+  read_views(n, roles.n_views());
   while (entries_.size() <= item.index) entries_.emplace_back();
   try {
     const Entry::Change change = entries_[item.index].update(views_.data(), roles, objects_.data());
@@ -348,7 +394,7 @@ template <class Changed>
 void Plan::bump_versions(Changed changed) const {
   PyObject* tensors = nullptr;
   for (const Item& item : items_) {
-    const Roles& roles = group_of(item).roles;
+    const Roles& roles = item.roles;
     for (int k = 0; k < roles.n_views(); ++k) {
       if (!changed(roles, k) || !is_tensor(object(item, k))) continue;
       if (!tensors) tensors = PyList_New(0);

@@ -63,7 +63,8 @@ class Plan {
     std::size_t index;  // in the lists; of its entry
     int group;
     PyObject* key;
-    PyObject* operands[kMaxOperands] = {};
+    PyObject* operands[kMaxViews] = {};
+    Roles roles = {};
     Moment moment = {};
     // Where the numbers beside the states stand, and what they are.
     PyObject *dict = nullptr, *fresh = nullptr;  // `fresh`: those that were made for this step
@@ -85,6 +86,8 @@ class Plan {
   cpu::Outcome run(const Conditions& conditions);
   void take(Item& item);
   void take_numbers(Item& item);
+  void take_scales(Item& item);
+  void settle_precision(Item& item);
   void take_all(std::size_t first);
   void check_overlap();
   const Group& group_of(const Item& item) const { return groups_[static_cast<std::size_t>(item.group)]; }

@@ -11,12 +11,18 @@ namespace gradstep::python {
 namespace py = pybind11;
 namespace {
 
+constexpr const char* kScaleSuffix = "_scale";
+
 template <class... Rule>
 std::vector<RuleInfo> list_rules(List<Rule...>) {
   std::vector<RuleInfo> all;
   const auto add = [&]<class R>() {
-    RuleInfo info{static_cast<int>(all.size()), R::name, {R::fields.begin(), R::fields.end()}, {}, HasFirst<R>};
-    for (const char* state : R::states) info.states.push_back(PyUnicode_InternFromString(state));
+    RuleInfo info{static_cast<int>(all.size()), R::name, {R::fields.begin(), R::fields.end()}, {}, {}, 0, HasFirst<R>};
+    for (const State& state : R::states) {
+      info.unsigned_states |= static_cast<std::uint32_t>(state.is_unsigned) << info.states.size();
+      info.states.push_back(PyUnicode_InternFromString(state.name));
+      info.scales.push_back(PyUnicode_InternFromString((state.name + std::string(kScaleSuffix)).c_str()));
+    }
     all.push_back(std::move(info));
   };
   (add.template operator()<Rule>(), ...);
@@ -72,13 +78,15 @@ std::vector<StageInfo> make_stages() {
                    s.clip_norm = x[0];
                  }});
   all.push_back({"centralize", {}, [](Settings& s, const double*) { s.centralize = true; }});
-  all.push_back({"noise",
-                 {{"noise", kNotNegative}, {"noise_decay", kNotNegative}, {"seed", kNotNegative}},
-                 [](Settings& s, const double* x) {
+  all.push_back({"noise", {{"noise", kNotNegative}, {"noise_decay", kNotNegative}}, [](Settings& s, const double* x) {
                    s.noise = x[0];
                    s.noise_decay = x[1];
-                   s.seed = x[2];
                  }});
+  all.push_back({"seed", {{"seed", kNotNegative}}, [](Settings& s, const double* x) { s.seed = x[0]; }});
+  all.push_back({"precision", {{"precision", kNotNegative}}, [](Settings& s, const double* x) {
+                   s.precision = static_cast<Precision>(static_cast<int>(x[0]));
+                 }});
+  all.push_back({"stochastic_states", {}, [](Settings& s, const double*) { s.states_by_chance = true; }});
   all.push_back({"lars", {{"trust_coefficient", kNotNegative}, {"eps", kNotNegative}}, [](Settings& s, const double* x) {
                    s.adaptation = Adaptation::kLars;
                    s.coefficient = x[0];
@@ -205,6 +213,16 @@ std::vector<std::string> RuleInfo::state_names() const {
 const std::vector<RuleInfo>& rules() {
   static const auto* all = new std::vector<RuleInfo>(list_rules(Rules{}));
   return *all;
+}
+
+std::vector<std::string> unsigned_states() {
+  std::vector<std::string> names;
+  for (const RuleInfo& rule : rules()) {
+    for (std::size_t k = 0; k < rule.states.size(); ++k) {
+      if (rule.unsigned_states >> k & 1) names.push_back(py::cast<std::string>(py::handle(rule.states[k])));
+    }
+  }
+  return names;
 }
 
 std::vector<std::pair<std::string, std::vector<std::string>>> stage_names() {

@@ -16,6 +16,8 @@ struct RuleInfo {
   std::string name;
   std::vector<Field> fields;
   std::vector<PyObject*> states;  // interned names
+  std::vector<PyObject*> scales;  // the names of their scales, where they are stored in blocks
+  std::uint32_t unsigned_states;  // a bit each
   bool has_first;
 
   std::vector<std::string> field_names() const;
@@ -24,6 +26,9 @@ struct RuleInfo {
 
 // In the order of the registry.
 const std::vector<RuleInfo>& rules();
+
+// The names of states that are never negative.
+std::vector<std::string> unsigned_states();
 
 // The stages that `parse` knows, each with the names of its values.
 std::vector<std::pair<std::string, std::vector<std::string>>> stage_names();

@@ -13,7 +13,7 @@ struct Adagrad {
   static constexpr const char* name = "adagrad";
   static constexpr std::array<Field, 3> fields{
       {{"lr", Range::kNonNegative}, {"lr_decay", Range::kNonNegative}, {"eps", Range::kNonNegative}}};
-  static constexpr std::array<const char*, 1> states{"sum"};
+  static constexpr std::array<State, 1> states{State{"sum", kUnsigned}};
 
   template <class T>
   struct Update {

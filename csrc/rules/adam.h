@@ -25,8 +25,9 @@ struct Adam {
                                                 {"betas[1]", Range::kBelowOne},
                                                 {"eps", Range::kNonNegative}}};
   static constexpr auto states = [] {
-    if constexpr (kAmsgrad) return std::array{"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
-    else return std::array{"exp_avg", "exp_avg_sq"};
+    if constexpr (kAmsgrad)
+      return std::array{State{"exp_avg"}, State{"exp_avg_sq", kUnsigned}, State{"max_exp_avg_sq", kUnsigned}};
+    else return std::array{State{"exp_avg"}, State{"exp_avg_sq", kUnsigned}};
   }();
 
   template <class T>

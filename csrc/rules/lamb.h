@@ -19,7 +19,7 @@ struct Lamb {
                                                 {"eps", Range::kNonNegative},
                                                 {"bias_correction", Range::kFinite},
                                                 {"grad_averaging", Range::kFinite}}};
-  static constexpr std::array<const char*, 2> states{"exp_avg", "exp_avg_sq"};
+  static constexpr std::array<State, 2> states{State{"exp_avg"}, State{"exp_avg_sq", kUnsigned}};
 
   template <class T>
   struct Update : Adam<false>::Update<T> {

@@ -14,7 +14,7 @@ struct Lion {
   static constexpr const char* name = "lion";
   static constexpr std::array<Field, 3> fields{
       {{"lr", Range::kNonNegative}, {"betas[0]", Range::kBelowOne}, {"betas[1]", Range::kBelowOne}}};
-  static constexpr std::array<const char*, 1> states{"exp_avg"};
+  static constexpr std::array<State, 1> states{State{"exp_avg"}};
 
   template <class T>
   struct Update {

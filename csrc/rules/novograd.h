@@ -13,7 +13,7 @@ struct Novograd {
   static constexpr const char* name = "novograd";
   static constexpr std::array<Field, 3> fields{
       {{"lr", Range::kNonNegative}, {"betas[0]", Range::kBelowOne}, {"grad_averaging", Range::kFinite}}};
-  static constexpr std::array<const char*, 1> states{"exp_avg"};
+  static constexpr std::array<State, 1> states{State{"exp_avg"}};
 
   template <class T>
   struct Update {

@@ -21,10 +21,11 @@ struct Rmsprop {
                                                 {"eps", Range::kNonNegative},
                                                 {"momentum", Range::kNonNegative}}};
   static constexpr auto states = [] {
-    if constexpr (kMomentum && kCentered) return std::array{"square_avg", "momentum_buffer", "grad_avg"};
-    else if constexpr (kMomentum) return std::array{"square_avg", "momentum_buffer"};
-    else if constexpr (kCentered) return std::array{"square_avg", "grad_avg"};
-    else return std::array{"square_avg"};
+    if constexpr (kMomentum && kCentered)
+      return std::array{State{"square_avg", kUnsigned}, State{"momentum_buffer"}, State{"grad_avg"}};
+    else if constexpr (kMomentum) return std::array{State{"square_avg", kUnsigned}, State{"momentum_buffer"}};
+    else if constexpr (kCentered) return std::array{State{"square_avg", kUnsigned}, State{"grad_avg"}};
+    else return std::array{State{"square_avg", kUnsigned}};
   }();
 
   template <class T>

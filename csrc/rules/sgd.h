@@ -10,7 +10,7 @@ struct Sgd {
   double lr;
   static constexpr const char* name = "sgd";
   static constexpr std::array<Field, 1> fields{{{"lr", Range::kNonNegative}}};
-  static constexpr std::array<const char*, 0> states{};
+  static constexpr std::array<State, 0> states{};
 
   template <class T>
   struct Update {
@@ -29,7 +29,7 @@ struct SgdMomentum {
   static constexpr const char* name = kNesterov ? "sgd_nesterov" : "sgd_momentum";
   static constexpr std::array<Field, 3> fields{
       {{"lr", Range::kNonNegative}, {"momentum", Range::kNonNegative}, {"dampening", Range::kFinite}}};
-  static constexpr std::array<const char*, 1> states{"momentum_buffer"};
+  static constexpr std::array<State, 1> states{State{"momentum_buffer"}};
 
   template <class T>
   struct Update {

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 from gradstep import _core
+from gradstep.formats import convert_
+from gradstep.holder import Holder
 
 Average = Literal["ema", "swa"]
 
 
-class HoldsAverages:
+class HoldsAverages(Holder):
     """Mixin of the optimizers: `swap_ema` and `averaged`."""
-
-    param_groups: list[dict[str, Any]]
-
-    @abstractmethod
-    def _state_of(self, group: int, index: int) -> Mapping[str, Any]:
-        """Return the states of a parameter of a group; empty if it has none yet."""
 
     def swap_ema(self) -> None:
         """Exchange parameters and exponential moving averages, in place; a second call exchanges them back.
 
         Raises:
             RuntimeError: if there are no averages yet.
+            ValueError: if an average has another dtype than its parameter, and would be rounded: `averaged` leaves it as it is.
         """
-        self._swap("ema")
+        where = type(self).__name__
+        params, averages = self._pairs("ema")
+        for param, average in zip(params, averages, strict=True):
+            if param.dtype != average.dtype:
+                raise ValueError(
+                    f"{where}.swap_ema: an average is {average.dtype}, its parameter {param.dtype}: exchanging would round it; "
+                    "averaged() leaves it as it is"
+                )
+        self._begin_writing()
+        _core.swap(params, averages, where)
 
     @contextmanager
     def averaged(self, name: Average | None = None) -> Iterator[None]:
@@ -44,18 +49,29 @@ class HoldsAverages:
                 group.get("swa") is not None for group in self.param_groups
             )
             name = "swa" if only_swa else "ema"
-        params, averages = self._swap(name)
+        pairs = list(zip(*self._pairs(name), strict=True))
+        alike = [pair for pair in pairs if pair[0].dtype == pair[1].dtype]  # these change places, others lend their values
+        params, averages = [param for param, _ in alike], [average for _, average in alike]
+        lent = [(param, average, _copy(param)) for param, average in pairs if param.dtype != average.dtype]
+        self._begin_writing()
+        _core.swap(params, averages, type(self).__name__)
+        for param, average, _ in lent:
+            convert_(param, average)
         try:
             yield
         finally:
+            self._begin_writing()
             _core.swap(params, averages, type(self).__name__)
+            for param, _, kept in lent:
+                convert_(param, kept)
 
     def _averages(self, name: Average) -> list[list[Any]]:
         """Return the averages, group by group; None for a parameter that has none yet."""
         states = [[self._state_of(i, j) for j in range(len(group["params"]))] for i, group in enumerate(self.param_groups)]
         return [[state.get(name) if state.get(f"{name}_count") else None for state in group] for group in states]
 
-    def _swap(self, name: Average) -> tuple[list[Any], list[Any]]:
+    def _pairs(self, name: Average) -> tuple[list[Any], list[Any]]:
+        """Return the parameters that have an average, and the averages."""
         params, averages = [], []
         for group, theirs in zip(self.param_groups, self._averages(name), strict=True):
             for param, average in zip(group["params"], theirs, strict=True):
@@ -67,5 +83,9 @@ class HoldsAverages:
             raise RuntimeError(
                 f"{type(self).__name__}: there are no averages yet; the option {option} keeps them, step by step"
             )
-        _core.swap(params, averages, type(self).__name__)
+        self._begin_writing()
         return params, averages
+
+
+def _copy(param: Any) -> Any:
+    return param.detach().clone() if hasattr(param, "detach") else param.copy()

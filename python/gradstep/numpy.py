@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
@@ -11,10 +12,14 @@ from typing import Any
 import numpy as np
 
 from gradstep import _core
+from gradstep.arrays import NumpyArrays
 from gradstep.averages import Average, HoldsAverages
+from gradstep.checkpoint import HoldsCheckpoints
+from gradstep.formats import AVERAGES, Array, arrays_of_state, check_state_dtype, numpy_dtype
 from gradstep.kernel import Kernel
-from gradstep.options import CONDITIONS, GROUP_OPTIONS, call, check_no_arrays, check_weights, keep, make_conditions
+from gradstep.options import CONDITIONS, GROUP_OPTIONS, OPTIONS, call, check_no_arrays, check_weights, keep, make_conditions
 from gradstep.saved import NUMBERS, check_form, read_count, read_state
+from gradstep.state_files import HoldsStateFiles
 from gradstep.stats import StepStats, make_stats
 from gradstep.typing import Params
 
@@ -47,7 +52,7 @@ def _is_weighted(grads: Any) -> bool:
     )
 
 
-class Optimizer(HoldsAverages, ABC):
+class Optimizer(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, ABC):
     """Base of the NumPy optimizers. A subclass names its settings in its constructor and turns them into a kernel.
 
     Attributes:
@@ -58,6 +63,8 @@ class Optimizer(HoldsAverages, ABC):
         steps: the number of steps so far. Settings that are callables are called with it.
         clip_norm, on_nonfinite, zero_grad: the options that hold for all parameters together. They may be edited between steps.
     """
+
+    _arrays = NumpyArrays()
 
     def __init__(self, params: Params, defaults: dict[str, Any], options: Mapping[str, Any]) -> None:
         try:
@@ -79,6 +86,8 @@ class Optimizer(HoldsAverages, ABC):
         groups: Any = params if self._grouped else [{"params": params}]
         for group in groups:
             self.add_param_group(group)
+        if options.get("state_dir") is not None:
+            self._open_state_dir(options["state_dir"], type(self).__name__)
 
     @staticmethod
     @abstractmethod
@@ -137,6 +146,8 @@ class Optimizer(HoldsAverages, ABC):
         params = [param for group in self.param_groups for param in group["params"]]
         keys = [key for keys in self._keys for key in keys]
         conditions = self._conditions(stats=stats, weights=weights)
+        if self._work is not None:
+            self._begin_writing()
         seen = self._plan.step(params, flat, keys, self.state, groups, self._make_state, conditions)
         if seen is None or seen[0]:
             self.steps += 1
@@ -150,14 +161,17 @@ class Optimizer(HoldsAverages, ABC):
         if self.on_nonfinite == "zero":
             settings = {**settings, "on_nonfinite": "zero"}
         try:
-            return self.kernel(settings, grad_scale)
+            kernel = self.kernel(settings, grad_scale)
+            if "state_dtype" in settings:
+                check_state_dtype(settings["state_dtype"], kernel.rule.states)
+            return kernel
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from None
 
     def _check_names(self, group: Mapping[str, Any], where: str) -> None:
         unknown = sorted(map(str, group.keys() - self.defaults.keys() - GROUP_OPTIONS - {"params"}))
         for name in unknown:
-            if name in CONDITIONS:
+            if name in OPTIONS:
                 raise TypeError(f"{where}: {name} holds for all groups together: the constructor takes it")
         if unknown:
             raise TypeError(f"{where} has no setting {', '.join(map(repr, unknown))}")
@@ -217,16 +231,25 @@ class Optimizer(HoldsAverages, ABC):
 
     def _make_state(self, group: int, param: Any, names: list[str]) -> dict[str, Any]:
         like, settings = np.asarray(param), self.param_groups[group]
-        return {name: self._initial(name, like, settings) for name in names}
+        made: dict[str, Any] = {}
+        for name in names:
+            if name in NUMBERS:
+                made[name] = NUMBERS[name]
+                continue
+            fill = 0.0 if name in AVERAGES else self.initial_state(name, settings)
+            for part, array in arrays_of_state(name, settings, like.dtype.name, like.shape, fill).items():
+                made[part] = self._new_array(array, like)
+        return made
 
-    def _initial(self, name: str, like: np.ndarray[Any, Any], settings: Mapping[str, Any]) -> Any:
-        if name in NUMBERS:
-            return NUMBERS[name]
-        if name == "slow":
-            return np.array(like, order="K", subok=False)
-        if name in ("ema", "swa"):
-            return np.zeros_like(like, subok=False)
-        return np.full_like(like, self.initial_state(name, settings), subok=False)
+    def _new_array(self, array: Array, like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        made: np.ndarray[Any, Any] = self._empty(array.shape, array.dtype, like)
+        made[...] = like if math.isnan(array.fill) else array.fill
+        return made
+
+    def _empty(self, shape: tuple[int, ...], dtype: str, param: Any) -> Any:
+        if shape == np.shape(param):  # in the parameter's order in memory
+            return self._place(np.empty_like(param, numpy_dtype(dtype), subok=False))
+        return self._place(np.empty(shape, numpy_dtype(dtype)))
 
     # ---- averages ---------------------------------------------------------------------------------------------------------
 
@@ -246,6 +269,12 @@ class Optimizer(HoldsAverages, ABC):
             for group, form, keys in zip(self._averages(name), self._forms, self._keys, strict=True)
         ]
         return forms if self._grouped else forms[0]
+
+    def _names(self) -> list[list[Any]]:
+        return self._keys
+
+    def _key_of(self, group: int, index: int) -> Any:
+        return self._keys[group][index]
 
     def _state_of(self, group: int, index: int) -> Mapping[str, Any]:
         return self.state.get(self._keys[group][index], {})
@@ -341,6 +370,13 @@ class Optimizer(HoldsAverages, ABC):
         self.param_groups, self.state, self.steps = fresh_groups, fresh_state, steps
         for name, value in of_all.items():
             setattr(self, name, value)
+
+    def _set_of_all(self, options: Mapping[str, Any]) -> None:
+        for name, value in options.items():
+            setattr(self, name, value)
+
+    def _check_group(self, group: Mapping[str, Any], where: str) -> None:
+        self._check(group, where)
 
     def _new_plan(self) -> _core.Plan:
         return _core.Plan(f"{type(self).__name__}.step", _core.Face.numpy)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -15,6 +16,9 @@ import numpy as np
 OnNonfinite = Literal["propagate", "skip", "raise", "zero"]
 DecayMode = Literal["coupled", "decoupled", "independent"]
 EmaCorrection = Literal["bias", "warmup"]
+Precision = Literal["nearest", "stochastic", "kahan", "master", "split"]
+Rounding = Literal["nearest", "stochastic"]
+StateFormat = Literal["float64", "float32", "bfloat16", "float16", "q8", "q4"]
 Stages = tuple[tuple[Any, ...], ...]
 Conditions = tuple[float | None, str, bool, bool, tuple[float, ...] | None]
 
@@ -39,7 +43,7 @@ class StepOptions(TypedDict, total=False):
     noise_decay: float
     """How fast the variance falls: 0.55 if not given."""
     seed: int
-    """Of the noise: 0 if not given."""
+    """Of what is drawn at random, noise and stochastic rounding: 0 if not given."""
     on_nonfinite: OnNonfinite
     """What to do with a gradient that is not finite."""
     decay_mode: DecayMode | None
@@ -60,10 +64,17 @@ class StepOptions(TypedDict, total=False):
     """Largest norm of a row of a parameter."""
     zero_grad: bool
     """Zero the gradients on the way."""
+    precision: Precision
+    """What becomes of the bits that a 16-bit parameter has no room for."""
+    state_rounding: Rounding
+    """How states of 16 bits or less are rounded."""
 
 
 class Options(StepOptions, total=False):
     """Options of the optimizers: those of a step, and what keeps arrays beside the parameters."""
+
+    state_dtype: StateFormat | Mapping[str, StateFormat] | None
+    """Format of new states: of all of the rule's, or by name."""
 
     lookahead: tuple[int, float] | None
     """Steps between two moves of the slow weights, and how far they move: (k, alpha)."""
@@ -73,18 +84,22 @@ class Options(StepOptions, total=False):
     """How the average begins."""
     swa: tuple[int, int] | None
     """Equal average of the parameters, in `swa`: (steps before the first, steps from one to the next)."""
+    state_dir: str | PathLike[str] | None
+    """Folder for states in memory-mapped files."""
 
 
 CONDITIONS: dict[str, Any] = {"clip_norm": None, "on_nonfinite": "propagate", "zero_grad": False}
 """Options that hold for all parameters of an optimizer together, and what they are if not given."""
 
 OPTIONS = frozenset(Options.__annotations__)
-GROUP_OPTIONS = OPTIONS - CONDITIONS.keys()
-_NEEDS = {"agc_eps": "agc", "noise_decay": "noise", "seed": "noise", "ema_correction": "ema_decay"}
+GROUP_OPTIONS = OPTIONS - CONDITIONS.keys() - {"state_dir"}
+_NEEDS = {"agc_eps": "agc", "noise_decay": "noise", "ema_correction": "ema_decay"}
 _PAIRS = ("betas", "bounds", "lookahead", "swa", "trust_ratio")
 _DECAYS = ("coupled", "decoupled", "independent")
 _ON_NONFINITE = ("propagate", "skip", "raise", "zero")
 _CORRECTIONS = (None, "bias", "warmup")
+_PRECISIONS = ("nearest", "stochastic", "kahan", "master", "split")
+_KEEPING = frozenset({"kahan", "master", "split"})  # an array beside the parameter
 
 
 def make_stages(settings: Mapping[str, Any], *, decay: str, grad_scale: float = 1.0, momentum: bool = True) -> Stages:
@@ -130,10 +145,8 @@ def _option_stages(settings: Mapping[str, Any], momentum: bool) -> Stages:
     if _flag(settings, "centralize"):
         stages.append(("centralize",))
     if get("noise") is not None:
-        seed = _count("seed", get("seed", 0), 0)
-        if seed >= 2**53:
-            raise ValueError(f"seed must be below 2^53, got {seed!r}")
-        stages.append(("noise", settings["noise"], get("noise_decay", 0.55), float(seed)))
+        stages.append(("noise", settings["noise"], get("noise_decay", 0.55)))
+    stages += _rounding_stages(settings)
     if _flag(settings, "cautious"):
         if not momentum:
             raise ValueError("cautious needs a rule with momentum: without, an update always goes along its gradient")
@@ -170,6 +183,32 @@ def _kept_stages(settings: Mapping[str, Any]) -> Stages:
         start, every = _two(settings, "swa")
         stages.append(("swa", _count("swa[0]", start, 0), _count("swa[1]", every, 1)))
     return tuple(stages)
+
+
+def _rounding_stages(settings: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    precision, rounding = settings.get("precision") or "nearest", settings.get("state_rounding") or "nearest"
+    if precision not in _PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(map(repr, _PRECISIONS))}, got {precision!r}")
+    if rounding not in _PRECISIONS[:2]:
+        raise ValueError(f"state_rounding must be 'nearest' or 'stochastic', got {rounding!r}")
+    stages: list[tuple[Any, ...]] = []
+    if precision != "nearest":
+        stages.append(("precision", _PRECISIONS.index(precision)))
+    if rounding != "nearest":
+        stages.append(("stochastic_states",))
+    if settings.get("seed") is not None:
+        if not _draws(settings):
+            raise ValueError("seed needs noise, precision='stochastic' or state_rounding='stochastic'")
+        seed = _count("seed", settings["seed"], 0)
+        if seed >= 2**53:
+            raise ValueError(f"seed must be below 2^53, got {seed!r}")
+        stages.append(("seed", float(seed)))
+    return stages
+
+
+def _draws(options: Mapping[str, Any]) -> bool:
+    """Whether anything is drawn at random."""
+    return "noise" in options or "stochastic" in (options.get("precision"), options.get("state_rounding"))
 
 
 def make_conditions(
@@ -226,8 +265,14 @@ def of_function(
     if unknown:
         raise TypeError(f"{function}() got an unexpected keyword argument {unknown[0]!r}")
     try:
-        if options.get("noise") is not None and not steps:
-            raise TypeError("noise needs the number of the step")
+        if not steps and (
+            options.get("noise") is not None or "stochastic" in (options.get("precision"), options.get("state_rounding"))
+        ):
+            raise TypeError(
+                f"{'noise' if options.get('noise') is not None else 'stochastic rounding'} needs the number of the step"
+            )
+        if options.get("precision") in _KEEPING:
+            raise ValueError(f"precision={options['precision']!r} keeps an array beside the parameter: take an optimizer")
         stages = make_stages({**settings, **(more or options)}, decay=decay, grad_scale=grad_scale, momentum=momentum)
         return stages, make_conditions(options)
     except (TypeError, ValueError) as error:

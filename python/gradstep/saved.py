@@ -39,7 +39,7 @@ def read_state(where: str, state: Any, param: np.ndarray[Any, Any]) -> dict[str,
     for name, value in state.items():
         what = f"{where}[{name!r}]"
         if name in NUMBERS:
-            fresh[name] = read_count(what, value) if isinstance(NUMBERS[name], int) else _read_float(what, value)
+            fresh[name] = read_count(what, value) if isinstance(NUMBERS[name], int) else read_float(what, value)
             continue
         if not isinstance(value, (np.ndarray, np.generic)):
             raise TypeError(f"{what} must be an array, got {type(value).__name__}")
@@ -64,7 +64,12 @@ def read_count(what: str, value: Any) -> int:
     return int(number)
 
 
-def _read_float(what: str, value: Any) -> float:
+def read_float(what: str, value: Any) -> float:
+    """Return a float that is not negative, or an array of one, as a float.
+
+    Raises:
+        ValueError: if it is none.
+    """
     number = _item(value)
     if type(number) is not float or number < 0:  # infinity and NaN come from gradients, and are what they are
         raise ValueError(f"{what} must be a float >= 0, got {value!r}")

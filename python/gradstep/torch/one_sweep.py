@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -13,16 +14,24 @@ from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _glob
 
 from gradstep import _core
 from gradstep.averages import HoldsAverages
+from gradstep.checkpoint import HoldsCheckpoints
+from gradstep.formats import AVERAGES, Array, arrays_of_state, check_state_dtype
 from gradstep.kernel import Kernel
 from gradstep.numpy import Optimizer as Rule
 from gradstep.options import OPTIONS, check_weights, keep, make_conditions
+from gradstep.state_files import HoldsStateFiles
 from gradstep.stats import Seen, make_stats
+from gradstep.torch.arrays import TorchArrays
+from gradstep.torch.loading import exact_dtypes
 
 Closure = Callable[[], Any]
 Sources = Sequence[tuple[float, Sequence[torch.Tensor | None]]]
 
 _OF_ALL = {"clip_norm": "clip_norm", "on_nonfinite": "on_nonfinite", "zero_grad": "zeroes_grad"}
 """Options that hold for all parameters together, and the attributes that keep them: `zero_grad` is a method of torch's."""
+
+_MISPLACED = _OF_ALL.keys() | {"state_dir"}
+"""Options that no group may have."""
 
 # Numbers in the states beside `step`, and where they begin. Python's, which torch saves and loads as they are: tensors it would
 # round to the dtype of the parameter.
@@ -38,7 +47,7 @@ _REFUSED = {
 }
 
 
-class OneSweep(HoldsAverages, Optimizer):
+class OneSweep(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, Optimizer):
     """Mixin, to stand before the torch class that it replaces: that one keeps constructor, checks, states and serialization.
 
     The constructor takes the options around a rule as well (`gradstep.options.Options`), by keyword. Those that may differ by group
@@ -57,6 +66,7 @@ class OneSweep(HoldsAverages, Optimizer):
     """Whether the states of a parameter have a ``step``."""
 
     _plan: _core.Plan | None = None
+    _arrays = TorchArrays()
 
     clip_norm: float | None = None
     on_nonfinite: str = "propagate"
@@ -84,6 +94,8 @@ class OneSweep(HoldsAverages, Optimizer):
         self._conditions(stats=False)
         super().__init__(*args, **kwargs)
         self.defaults.update(self._options)
+        if options.get("state_dir") is not None:
+            self._open_state_dir(options["state_dir"], type(self).__name__)
 
     def step(
         self,
@@ -141,11 +153,14 @@ class OneSweep(HoldsAverages, Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load states and settings, as `torch.optim.Optimizer.load_state_dict` does.
 
+        States keep the dtypes that they have in `state_dict`, whatever their parameter's is.
+
         Options of groups that `state_dict` does not name stay as they are, and so do `clip_norm`, `on_nonfinite`, `zeroes_grad` and
         `steps`: torch's form of a state dict has no place for what holds for all groups.
         """
         before = [{name: group[name] for name in OPTIONS & group.keys()} for group in self.param_groups]
-        super().load_state_dict(state_dict)
+        with exact_dtypes(self):
+            super().load_state_dict(state_dict)
         for group, options in zip(self.param_groups, before, strict=True):
             for name, value in options.items():
                 group.setdefault(name, value)
@@ -168,15 +183,35 @@ class OneSweep(HoldsAverages, Optimizer):
         """The equal averages, one a parameter in the order of the groups; None where there is none yet."""
         return [average for group in self._averages("swa") for average in group]
 
+    def _names(self) -> list[list[Any]]:
+        names = iter(_keys_of(self))
+        return [[next(names) for _ in group["params"]] for group in self.param_groups]
+
+    def _key_of(self, group: int, index: int) -> torch.Tensor:
+        param: torch.Tensor = self.param_groups[group]["params"][index]
+        return param
+
+    def _of_all(self) -> dict[str, Any]:
+        return {name: getattr(self, attribute) for name, attribute in _OF_ALL.items()}
+
+    def _set_of_all(self, options: Mapping[str, Any]) -> None:
+        for name, value in options.items():
+            setattr(self, _OF_ALL[name], value)
+
+    def _check_group(self, group: Mapping[str, Any], where: str) -> None:
+        try:
+            _check(self, group)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{where}: {error}") from None
+
     def _state_of(self, group: int, index: int) -> Mapping[str, Any]:
         param = self.param_groups[group]["params"][index]
         state: Mapping[str, Any] = self.state.get(param, {})
         return state
 
     def _conditions(self, *, stats: bool, weights: tuple[float, ...] | None = None, skip: bool = False) -> Any:
-        options = {name: getattr(self, attribute) for name, attribute in _OF_ALL.items()}
         try:
-            conditions = make_conditions(options, stats=stats, weights=weights)
+            conditions = make_conditions(self._of_all(), stats=stats, weights=weights)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{type(self).__name__}: {error}") from None
         return (conditions[0], "leave out", *conditions[2:]) if skip and conditions else conditions
@@ -192,12 +227,24 @@ class OneSweep(HoldsAverages, Optimizer):
                 fresh[name] = torch.zeros((), dtype=torch.float64)
             elif name in _NUMBERS:
                 fresh[name] = _NUMBERS[name]
-            elif name == "slow":
-                fresh[name] = param.detach().clone(memory_format=torch.preserve_format)
             else:
-                value = 0.0 if name in ("ema", "swa") else self.rule.initial_state(name, self.param_groups[group])
-                fresh[name] = torch.full_like(param, value, requires_grad=False, memory_format=torch.preserve_format)
+                settings = self.param_groups[group]
+                fill = 0.0 if name in AVERAGES else self.rule.initial_state(name, settings)
+                dtype = str(param.dtype).removeprefix("torch.")
+                for part, array in arrays_of_state(name, settings, dtype, tuple(param.shape), fill).items():
+                    fresh[part] = self._new_array(array, param)
         return fresh
+
+    def _new_array(self, array: Array, param: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self._empty(array.shape, array.dtype, param)
+        return made.copy_(param.detach()) if math.isnan(array.fill) else made.fill_(array.fill)
+
+    def _empty(self, shape: tuple[int, ...], dtype: str, param: torch.Tensor) -> Any:
+        kind = getattr(torch, dtype)
+        if shape == tuple(param.shape):  # in the parameter's order in memory
+            like = torch.empty_like(param, dtype=kind, requires_grad=False, memory_format=torch.preserve_format)
+            return self._place(like)
+        return self._place(torch.empty(shape, dtype=kind, device=param.device))
 
 
 def _kernel(optimizer: OneSweep, group: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
@@ -205,13 +252,16 @@ def _kernel(optimizer: OneSweep, group: Mapping[str, Any], grad_scale: float = 1
         if group.get(name):
             raise ValueError(f"{type(optimizer).__name__}: {name}=True is not supported: {reason}")
     rule = optimizer.rule_of(group)
-    if not _OF_ALL.keys().isdisjoint(group):
-        misplaced = min(_OF_ALL.keys() & group.keys())
+    if not _MISPLACED.isdisjoint(group):
+        misplaced = min(_MISPLACED & group.keys())
         raise TypeError(f"{type(optimizer).__name__}: {misplaced} holds for all groups together: the constructor takes it")
     if OPTIONS.isdisjoint(group) and optimizer.on_nonfinite != "zero":
         return rule.kernel(group, grad_scale)
     try:
-        return rule.kernel({**group, "on_nonfinite": optimizer.on_nonfinite}, grad_scale)
+        kernel = rule.kernel({**group, "on_nonfinite": optimizer.on_nonfinite}, grad_scale)
+        if "state_dtype" in group:
+            check_state_dtype(group["state_dtype"], kernel.rule.states)
+        return kernel
     except (TypeError, ValueError) as error:
         raise type(error)(f"{type(optimizer).__name__}: {error}") from None
 
@@ -276,6 +326,8 @@ def _carry_out(optimizer: OneSweep, grads: Sources | None, grad_scale: float, st
     conditions = None
     if optimizer.clip_norm is not None or optimizer.on_nonfinite != "propagate" or optimizer.zeroes_grad or stats or weights:
         conditions = optimizer._conditions(stats=stats, weights=weights, skip=overflow)
+    if optimizer._work is not None:
+        optimizer._begin_writing()
     try:
         seen = optimizer._plan.step(params, sources, params, optimizer.state, groups, optimizer._make_state, conditions)
     except (TypeError, ValueError):
