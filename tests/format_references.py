@@ -121,10 +121,7 @@ def encoded(x: Any, fmt: str, unsigned: bool, d: Any = None) -> tuple[Any, Any]:
     down = np.where(scale >= np.float32(2**125), np.float32(2**-4), np.float32(1))
     y = (a * down[:, None]) * (np.float32(1) / (scale * down))[:, None]
     bits = bits_of(y)
-    if d is None:
-        half = np.uint32(2 ** (22 - c.k))
-    else:
-        half = in_blocks(d, c.block) << np.uint32(7 - c.k)
+    half = np.uint32(2 ** (22 - c.k)) if d is None else in_blocks(d, c.block) << np.uint32(7 - c.k)
     m = ((bits + half) >> np.uint32(23 - c.k)).astype(np.int64) - c.below
     m = np.where(m < 1, unsigned | (y >= c.F[1] / 2), np.minimum(m, c.top))
     m = np.where(a == 0, 0, m) | np.where(np.signbit(x), c.sign, 0)

@@ -98,6 +98,20 @@ def test_numpy_example_reaches_97_5_percent_on_mnist(tmp_path: Path) -> None:
     assert "mnist: images of 28 x 28 pixels, 55,000 to learn from" in done.stdout
 
 
+@pytest.mark.skipif(not MNIST.exists(), reason="the real MNIST is not at ../shared/data/mnist.npz")
+def test_compressed_states_learn_as_much(tmp_path: Path) -> None:
+    """Within 0.2 points of float32's accuracy, the mean of three seeds each."""
+
+    def trained(*options: str) -> float:
+        runs = [
+            run_example("mnist_numpy.py", "--data", MNIST, "--epochs", "4", "--seed", str(seed), *options, cwd=tmp_path)
+            for seed in range(3)
+        ]
+        return float(np.mean([final_accuracy(done) for done in runs]))
+
+    assert abs(trained("--state-dtype", "q8") - trained()) <= 0.2
+
+
 def test_numpy_example_has_the_gradients_of_autograd(mnist_numpy: ModuleType) -> None:
     rng = np.random.default_rng(3)
     params = mnist_numpy.init_params([17, 13, 11, 10], rng)
@@ -128,7 +142,7 @@ def test_numpy_example_gives_the_same_bits_for_the_same_seed(mnist_data: ModuleT
     def trained(seed: int) -> list[bytes]:
         rng = np.random.default_rng(seed)
         params = mnist_numpy.init_params([64, 32, 10], rng)
-        mnist_numpy.train(params, digits, Namespace(epochs=2, batch_size=100, lr=1e-3), rng)
+        mnist_numpy.train(params, digits, Namespace(epochs=2, batch_size=100, lr=1e-3, state_dtype=None), rng)
         return [param.tobytes() for param in params.values()]
 
     assert trained(5) == trained(5)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import gradstep
-from gradstep import config
+from gradstep import _core, config, formats
 
 from .beside import run_beside
 from .cases import CASES, Case, gradients, parameters
@@ -82,6 +82,37 @@ def steps_between_guard_pages(isa: str) -> None:
                             assert np.array_equal(state, expected[name]), (case.name, name, dtype, size, stride, at_end)
 
 
+def conversions_between_guard_pages(isa: str) -> None:
+    """Operands of every format: what is decoded and encoded is as long as what is computed with, and no longer."""
+    config.set_isa(isa)
+    config.set_num_threads(2)
+    halves, narrow = [np.dtype(np.float16), formats.numpy_dtype("bfloat16")], parameters((max(SIZES),), np.float32)
+    places = [Guarded(3 * max(SIZES) * 4) for _ in range(4)]
+    for size in SIZES:
+        for stride in STRIDES:
+            for at_end in (True, False):
+                for dtype in halves:
+                    wide, half = (
+                        place.array(narrow[:size].astype(a), stride, at_end)
+                        for place, a in zip(places, (np.float32, dtype), strict=False)
+                    )
+                    formats.convert_(wide, half)
+                    formats.convert_(half, wide)
+                    assert np.array_equal(half, narrow[:size].astype(dtype)), (dtype, size, stride, at_end)
+        for form, block in (("q8", 256), ("q4", 128)):
+            if size < 2:
+                continue
+            for at_end in (True, False):
+                bytes_of = (np.zeros(-(-size * int(form[1]) // 8), np.uint8), np.zeros(-(-size // block), np.float32))
+                codes, scale, wide, back = (
+                    place.array(values, 1, at_end)
+                    for place, values in zip(places, (*bytes_of, narrow[:size], np.zeros(size, np.float32)), strict=True)
+                )
+                _core.convert((codes, scale), (wide,), False, "quantize")
+                _core.convert((back,), (codes, scale), False, "dequantize")
+                assert np.allclose(back, wide, rtol=0.26, atol=0.13 * abs(wide).max()), (form, size, at_end)
+
+
 def touch_a_guard_page() -> None:
     values = Guarded(PAGE).array(np.zeros(4), 1, at_end=True)
     ctypes.memset(values.ctypes.data + values.nbytes, 0, 1)
@@ -91,6 +122,13 @@ def touch_a_guard_page() -> None:
 @pytest.mark.parametrize("isa", config.isas())
 def test_steps_stay_between_guard_pages(isa: str) -> None:
     run_in_child(steps_between_guard_pages, isa)
+
+
+@linux
+@pytest.mark.parametrize("isa", config.isas())
+def test_conversions_stay_between_guard_pages(isa: str) -> None:
+    pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    run_in_child(conversions_between_guard_pages, isa)
 
 
 @linux

@@ -80,3 +80,56 @@ def test_gradients_of_another_format_than_their_parameters(fmt: str) -> None:
         opt.step(grads=[(w, [tensor(g) for g in grads]) for w, grads in expected.sources(step)])
         for i, p in enumerate(params):
             assert_same(array(p), theirs[i], f"parameter {i} at step {step}")
+
+
+# ---- loops of training ------------------------------------------------------------------------------------------------------
+
+
+def regression(dtype: Any) -> tuple[Any, Any, Any]:
+    """A network of two layers, inputs, and what it is to say of them."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(256, 20, generator=generator)
+    y = torch.tanh(x @ torch.randn(20, 3, generator=generator))
+    model = torch.nn.Sequential(torch.nn.Linear(20, 64), torch.nn.Tanh(), torch.nn.Linear(64, 3))
+    for p in model.parameters():
+        with torch.no_grad():
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.2)
+    return model.to(dtype), x.to(dtype), y.to(dtype)
+
+
+def final_loss(model: Any, x: Any, y: Any, opt: Any, autocast: bool = False) -> float:
+    for _ in range(300):
+        opt.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = torch.nn.functional.mse_loss(model(x), y)
+        loss.backward()
+        opt.step()
+    with torch.no_grad():
+        return float(torch.nn.functional.mse_loss(model.float()(x.float()), y.float()))
+
+
+@pytest.mark.parametrize("precision", ["stochastic", "kahan", "master", "split"])
+def test_a_loop_of_bfloat16_learns_what_float32_does(precision: str) -> None:
+    """At a learning rate under which updates to nearest vanish."""
+    losses = {}
+    for name, dtype, options in (
+        ("float32", torch.float32, {}),
+        ("nearest", torch.bfloat16, {}),
+        (precision, torch.bfloat16, {"precision": precision}),
+    ):
+        model, x, y = regression(dtype)
+        losses[name] = final_loss(model, x, y, gradstep.torch.AdamW(model.parameters(), lr=3e-4, **options))
+    assert losses[precision] < 1.1 * losses["float32"] + 1e-3
+    assert losses["nearest"] > 1.3 * losses[precision]
+
+
+def test_autocast_leaves_the_step_as_it_is() -> None:
+    losses = []
+    for cls in (gradstep.torch.AdamW, torch.optim.AdamW):
+        model, x, y = regression(torch.float32)
+        opt = cls(model.parameters(), lr=3e-3, weight_decay=0.1)
+        losses.append(final_loss(model, x, y, opt, autocast=True))
+        assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+        if cls is gradstep.torch.AdamW:
+            assert {s["exp_avg"].dtype for s in opt.state.values()} == {torch.float32}
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)

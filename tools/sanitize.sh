@@ -32,7 +32,8 @@ for library in $libraries; do preload+="$("$compiler" -print-file-name="$library
 # tests are left out. So are those of memory in use, which counts what a sanitizer keeps back, and the one that crashes on purpose.
 left_out="torch or optax or grow or needs_no_memory or guard_pages_guard"
 tests=()
-for name in values layouts refused numpy memory threads stages stages_refused norms norm_rules skip averages statistics noise; do
+for name in values layouts refused numpy memory threads stages stages_refused norms norm_rules skip averages statistics noise \
+  formats precision compressed formats_refused; do
   tests+=("tests/test_$name.py")
 done
 for argument in "$@"; do

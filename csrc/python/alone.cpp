@@ -41,6 +41,17 @@ class Batch {
     }
   }
 
+  // Refuses operands of the one entry whose memory lies within each other's bounds.
+  void check_apart(const std::vector<std::string>& names) const {
+    const Entry& entry = entries_.front();
+    for (int k = 2; k < entry.roles().n_operands(); ++k) {
+      const Entry::Span one = entry.span(0), other = entry.span(k);
+      if (one.begin < other.end && other.begin < one.end) {
+        refuse(names[static_cast<std::size_t>(k)], {PyExc_ValueError, "shares memory with " + names[0]});
+      }
+    }
+  }
+
   // Runs `make_pipeline(compute, pipeline)`'s pipelines over all of them. Returns the sums, if there are to be any.
   template <class MakePipeline>
   Sums run(MakePipeline make_pipeline, double factor, bool sums, bool keeps_denormals = false) {
@@ -157,6 +168,7 @@ void convert(const py::tuple& target, const py::tuple& source, bool is_unsigned,
   }
   Batch batch(function);
   batch.add(objects, roles, name, names);
+  batch.check_apart(names);
   if (from_codes) batch.run(pipeline_of(cpu::Loop::kCopyFrom, 4, 1), 1, false, true);
   else batch.run(pipeline_of(cpu::Loop::kCopyTo, 1, 4), 1, false, true);
 }
