@@ -62,7 +62,8 @@ struct Tile {
   T* scratch;  // for a gradient that changes
   T* update;   // for an update that does not go straight to the parameter
   std::int64_t begin, size;
-  std::int64_t ahead;  // how many elements ahead memory is asked for the operands; 0 if they are in the caches
+  std::int64_t ahead;    // how many elements ahead memory is asked for the operands; 0 if they are in the caches
+  std::uint32_t copied;  // operands of which this is a copy, a bit each
   T scale, gradient_factor, decayed_factor, cautious_factor, trust_factor,
       late_trust_factor;  // see Factors; `scale` is the settings'
   std::int64_t row;  // elements of a row, as many as stand in the tile; its size where there are no rows

@@ -173,19 +173,22 @@ GRADSTEP_HD void store_blocks_as(const Part& part, const T* in) {
   constexpr std::int64_t kPerByte = 8 / Format::bits;
   constexpr std::uint32_t kLeastNormal = 0x00800000u, kLarge = 252u << 23;  // 2^-126, 2^125
   auto* codes = reinterpret_cast<std::uint8_t*>(part.operand.data) + part.begin / kPerByte;
+  // All scales first: a search for the largest ends in a chain of instructions that wait for each other, and those of several
+  // blocks overlap.
+  for_blocks<Format>(part, [&](std::int64_t first, std::int64_t length, float& scale) GRADSTEP_INLINE_LAMBDA {
+    const std::uint32_t largest = largest_bits(length, in + first);
+    scale = float_of(largest < kLeastNormal ? 0 : largest < kInfinityBits ? largest : kInfinityBits | 0x400000u);
+  });
   for_blocks<Format>(part, [&](std::int64_t first, std::int64_t length, float& scale) GRADSTEP_INLINE_LAMBDA {
     const T* from = in + first;
     std::uint8_t* to = codes + first / kPerByte;
     const std::uint32_t* draws = kByChance ? part.draws + first : nullptr;
-    const std::uint32_t largest = largest_bits(length, from);
-    if (largest < kLarge && largest >= kLeastNormal) {
-      scale = float_of(largest);
+    const std::uint32_t largest = bits_of(scale);
+    if (largest - 1 < kLarge - 1) {
       store_codes<Format, kByChance, false>(length, from, 1.0f, 1.0f / scale, draws, to);
-    } else if (largest < kInfinityBits && largest >= kLeastNormal) {
-      scale = float_of(largest);  // the inverse would be subnormal
+    } else if (largest != 0 && largest < kInfinityBits) {  // the inverse would be subnormal
       store_codes<Format, kByChance, true>(length, from, 0x1p-4f, 1.0f / (scale * 0x1p-4f), draws, to);
     } else {
-      scale = float_of(largest < kLeastNormal ? 0 : kInfinityBits | 0x400000u);
       std::memset(to, 0, static_cast<std::size_t>((length + kPerByte - 1) / kPerByte));
     }
   });
@@ -231,7 +234,7 @@ GRADSTEP_HD float rounded_to(Format half, T x) {
 // p <- the number that p, as it is stored, and the rest stand for.
 template <class T>
 void join(Precision precision, Format half, std::int64_t size, T* p, const T* rest) {
-  const auto each = [=](auto element) GRADSTEP_INLINE_LAMBDA { for_each(size, 0, element, p); };
+  const auto each = [=](auto element) GRADSTEP_INLINE_LAMBDA { for_each(size, Ahead{0}, element, p); };
   if (precision == Precision::kKahan) {
     each([=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] += rest[i]; });
   } else if (precision == Precision::kSplit) {
@@ -250,7 +253,7 @@ void join(Precision precision, Format half, std::int64_t size, T* p, const T* re
 // stored <- what p becomes in its 16 bits; rest <- what is kept beside.
 template <class T>
 void part_in_two(Precision precision, Format half, std::int64_t size, const T* p, T* stored, T* rest) {
-  const auto each = [=](auto element) GRADSTEP_INLINE_LAMBDA { for_each(size, 0, element, stored); };
+  const auto each = [=](auto element) GRADSTEP_INLINE_LAMBDA { for_each(size, Ahead{0}, element, stored); };
   if (precision == Precision::kSplit) {
     each([=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
       const auto number = static_cast<float>(p[i]);

@@ -20,6 +20,13 @@ GRADSTEP_HD std::int64_t to_next_line(const T* at) {
   return past == 0 ? 0 : static_cast<std::int64_t>(64 / sizeof(T)) - past;
 }
 
+// How many elements ahead memory is asked for the operands of a loop, 0 if they are in the caches; those that are there while
+// others are not, by a bit each.
+struct Ahead {
+  std::int64_t by;
+  std::uint32_t in_caches = 0;
+};
+
 // A loop over elements, in blocks of a few vectors that begin where a cache line of the first operand does: NumPy's large
 // arrays begin 16 bytes past one, and so do their like, and a vector that spans two lines costs twice.
 //
@@ -27,17 +34,21 @@ GRADSTEP_HD std::int64_t to_next_line(const T* at) {
 // prefetchers fall behind a loop with a square root and a division in it. (AdamW, float32, 48M elements, one thread: 57 GB/s
 // instead of 46; but in the caches the hints only cost, 20 to 30 %.)
 template <class Element, class First, class... Operand>
-GRADSTEP_HD void for_each(std::int64_t size, std::int64_t ahead, Element element, const First* first,
-                          const Operand*... operands) {
+GRADSTEP_HD void for_each(std::int64_t size, Ahead ahead, Element element, const First* first, const Operand*... operands) {
   constexpr std::int64_t kBlock = 64;
   const std::int64_t head = to_next_line(first);
   std::int64_t i = head < size ? head : size;
   GRADSTEP_INDEPENDENT
   for (std::int64_t j = 0; j < i; ++j) element(j);
   for (; i + kBlock <= size; i += kBlock) {
-    if (ahead) {
-      prefetch<kBlock * sizeof(First)>(first + i + ahead);
-      (prefetch<kBlock * sizeof(Operand)>(operands + i + ahead), ...);
+    if (ahead.by) {
+      std::uint32_t there = ahead.in_caches;
+      const auto ask = [&]<class Stored>(const Stored* at) GRADSTEP_INLINE_LAMBDA {
+        if (!(there & 1)) prefetch<kBlock * sizeof(Stored)>(at + i + ahead.by);
+        there >>= 1;
+      };
+      ask(first);
+      (ask(operands), ...);
     }
     GRADSTEP_INDEPENDENT
     for (std::int64_t j = 0; j < kBlock; ++j) element(i + j);  // from 0: so compilers see how many there are
@@ -85,7 +96,7 @@ template <class T, class Update, class DecayOp, class P, class G, class... State
 GRADSTEP_HD void update_loop(const Tile<T>& tile, const Update update, const DecayOp decay, P* p, const G* g, States*... s) {
   const T scale = tile.scale, factor = tile.gradient_factor, decayed = tile.decayed_factor, trust = tile.trust_factor;
   for_each(
-      tile.size, tile.ahead,
+      tile.size, Ahead{tile.ahead, tile.copied},
       [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
         [&](T param, auto... states) GRADSTEP_INLINE_LAMBDA {
           const T gradient = decay.gradient(factor * (scale * get(g[i])), param, decayed);
@@ -115,7 +126,7 @@ GRADSTEP_HD void direction_loop(const Tile<T>& tile, const Update update, const 
                                 States*... s) {
   const T trust = tile.trust_factor;
   for_each(
-      tile.size, tile.ahead,
+      tile.size, Ahead{tile.ahead},
       [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
         if constexpr (kDry) {
           u[i] = trust * [&](auto... copies)
@@ -148,7 +159,7 @@ void multiply_factors(const std::byte*, void* erased) {
   const T scale = std::exchange(tile.scale, T(1)), factor = std::exchange(tile.gradient_factor, T(1));
   const T* g = tile.grad;
   T* out = tile.scratch;
-  for_each(tile.size, tile.ahead, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { out[i] = factor * (scale * g[i]); }, g);
+  for_each(tile.size, Ahead{tile.ahead}, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { out[i] = factor * (scale * g[i]); }, g);
   tile.grad = out;
 }
 
@@ -156,7 +167,7 @@ void multiply_factors(const std::byte*, void* erased) {
 template <class T, class Element>
 GRADSTEP_HD void for_each_gradient(Tile<T>& tile, Element element) {
   T* g = tile.scratch;
-  for_each(tile.size, 0, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { g[i] = element(g[i]); }, g);
+  for_each(tile.size, Ahead{0}, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { g[i] = element(g[i]); }, g);
 }
 
 template <class Stage, class T>
@@ -172,7 +183,7 @@ GRADSTEP_HD void for_each_in_rows(const Tile<T>& tile, T* x, Element element) {
   for (std::int64_t begin = 0; begin < tile.size; begin += tile.row, ++values) {
     const T factor = T(values->factor), mean = T(values->mean);
     T* row = x + begin;
-    for_each(tile.row, 0, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { row[i] = element(row[i], factor, mean); }, row);
+    for_each(tile.row, Ahead{0}, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { row[i] = element(row[i], factor, mean); }, row);
   }
 }
 
@@ -209,7 +220,9 @@ void couple(const std::byte* constants, void* erased) {
   const T factor = tile.decayed_factor;
   const T *g = tile.grad, *p = tile.param;
   T* out = tile.scratch;
-  for_each(tile.size, tile.ahead, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { out[i] = op.gradient(g[i], p[i], factor); }, p);
+  for_each(
+      tile.size, Ahead{tile.ahead}, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { out[i] = op.gradient(g[i], p[i], factor); },
+      p);
   tile.grad = out;
 }
 
@@ -227,7 +240,7 @@ void cautious(const std::byte*, void* erased) {
   const T* g = tile.grad;
   T* u = tile.update;
   for_each(
-      tile.size, 0,
+      tile.size, Ahead{0},
       [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
         const T kept = factor * u[i];
         u[i] = agree(u[i], g[i]) ? kept : T(0);
@@ -241,7 +254,7 @@ void decay_update(const std::byte* constants, void* erased) {
   const T decay = T(constants_of<double>(constants));
   const T* p = tile.param;
   T* u = tile.update;
-  for_each(tile.size, 0, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { u[i] = decay * p[i] + u[i]; }, u);
+  for_each(tile.size, Ahead{0}, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { u[i] = decay * p[i] + u[i]; }, u);
 }
 
 template <class T>
@@ -249,7 +262,7 @@ void trust(const std::byte*, void* erased) {
   auto& tile = tile_of<T>(erased);
   const T factor = tile.late_trust_factor;
   T* u = tile.update;
-  for_each(tile.size, 0, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { u[i] = factor * u[i]; }, u);
+  for_each(tile.size, Ahead{0}, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { u[i] = factor * u[i]; }, u);
 }
 
 template <class T>
@@ -257,7 +270,7 @@ void apply(const std::byte*, void* erased) {
   auto& tile = tile_of<T>(erased);
   T* p = tile.param;
   const T* u = tile.update;
-  for_each(tile.size, 0, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] -= u[i]; }, p);
+  for_each(tile.size, Ahead{0}, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] -= u[i]; }, p);
 }
 
 // ---- stages of the parameter ----------------------------------------------------------------------------------------------
@@ -267,7 +280,7 @@ void param_stage(const std::byte* constants, void* erased) {
   const auto op = constants_of<typename Stage::template Op<T>>(constants);
   auto& tile = tile_of<T>(erased);
   T* p = tile.param;
-  for_each(tile.size, 0, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] = op(p[i]); }, p);
+  for_each(tile.size, Ahead{0}, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] = op(p[i]); }, p);
 }
 
 template <class T>
@@ -282,7 +295,7 @@ void average(const std::byte* constants, void* erased) {
   const T weight = T(constants_of<double>(constants));
   const T* p = tile.param;
   T* a = tile.extras[kExtra];
-  for_each(tile.size, tile.ahead, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { a[i] += weight * (p[i] - a[i]); }, a);
+  for_each(tile.size, Ahead{tile.ahead}, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { a[i] += weight * (p[i] - a[i]); }, a);
 }
 
 template <class T>
@@ -291,7 +304,7 @@ void lookahead(const std::byte* constants, void* erased) {
   const T weight = T(constants_of<double>(constants));
   T *p = tile.param, *slow = tile.extras[kSlow];
   for_each(
-      tile.size, tile.ahead,
+      tile.size, Ahead{tile.ahead},
       [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
         slow[i] += weight * (p[i] - slow[i]);
         p[i] = slow[i];
@@ -306,7 +319,7 @@ void scale(const std::byte*, void* erased) {
   auto& tile = tile_of<T>(erased);
   const T factor = tile.gradient_factor;
   T* p = tile.param;
-  for_each(tile.size, tile.ahead, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] = factor * p[i]; }, p);
+  for_each(tile.size, Ahead{tile.ahead}, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] = factor * p[i]; }, p);
 }
 
 template <class T>
@@ -314,7 +327,7 @@ void swap(const std::byte*, void* erased) {
   auto& tile = tile_of<T>(erased);
   T *a = tile.param, *b = tile.states[0];
   for_each(
-      tile.size, tile.ahead,
+      tile.size, Ahead{tile.ahead},
       [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
         const T x = a[i];
         a[i] = b[i];
@@ -328,7 +341,7 @@ void copy(const std::byte*, void* erased) {
   auto& tile = tile_of<T>(erased);
   const T* from = kToState ? tile.param : tile.states[0];
   T* to = kToState ? tile.states[0] : tile.param;
-  for_each(tile.size, tile.ahead, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { to[i] = from[i]; }, to);
+  for_each(tile.size, Ahead{tile.ahead}, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { to[i] = from[i]; }, to);
 }
 
 // ---- sums -----------------------------------------------------------------------------------------------------------------
@@ -456,7 +469,7 @@ void touch(const std::byte* constants, void* erased) {
         p[i] ^= x;
         ((s[i] ^= x), ...);
       };
-      for_each(tile.size, tile.ahead, element, p, g, s...);
+      for_each(tile.size, Ahead{tile.ahead}, element, p, g, s...);
     };
     loop(reinterpret_cast<Bits*>(tile.param), reinterpret_cast<const Bits*>(tile.grad),
          reinterpret_cast<Bits*>(tile.states[k])...);

@@ -60,6 +60,7 @@ class Carrier {
     for (k = 0; k < sweep_.n_operands; ++k) {
       if (!as_stored<T>(sweep_, pipeline_, k, 0)) copied_ |= 1u << k;
     }
+    tile_.copied = copied_;
     if (prefetch) tile_.ahead = pipeline_.in_tiles || copied_ ? kAheadInTiles : kAheadInSums;
   }
 
@@ -179,9 +180,9 @@ class Carrier {
       const T weight = T(pipeline_.weights[i]);
       T* sum = scratch_;
       if (i == 0) {
-        for_each(tile_.size, tile_.ahead, [=](std::int64_t j) GRADSTEP_INLINE_LAMBDA { sum[j] = weight * g[j]; }, g);
+        for_each(tile_.size, Ahead{tile_.ahead}, [=](std::int64_t j) GRADSTEP_INLINE_LAMBDA { sum[j] = weight * g[j]; }, g);
       } else {
-        for_each(tile_.size, tile_.ahead, [=](std::int64_t j) GRADSTEP_INLINE_LAMBDA { sum[j] += weight * g[j]; }, g);
+        for_each(tile_.size, Ahead{tile_.ahead}, [=](std::int64_t j) GRADSTEP_INLINE_LAMBDA { sum[j] += weight * g[j]; }, g);
       }
     }
     tile_.grad = scratch_;
@@ -191,7 +192,7 @@ class Carrier {
     for (int i = 0; i <= sweep_.n_more_gradients; ++i) {
       T* g = in_place<T>(gradient(i), begin);
       T* zeros = g ? g : copies_[1];
-      for_each(size, 0, [=](std::int64_t j) GRADSTEP_INLINE_LAMBDA { zeros[j] = T(0); }, zeros);
+      for_each(size, Ahead{0}, [=](std::int64_t j) GRADSTEP_INLINE_LAMBDA { zeros[j] = T(0); }, zeros);
       if (!g) store_part(part(gradient(i)), zeros);
     }
   }
