@@ -7,28 +7,39 @@ from typing import Any
 import numpy as np
 
 from .contenders import Contender, UnsupportedError
+from .formats import Format
 from .problem import Array, Problem
-from .rules import NORM, Rule
-from .whole import whole_step
+from .reference import Reference
+from .rules import Rule
 
 _SHAPES = ((257,), (31, 5), (1003,))
+_STORED_SHAPES = (*_SHAPES[:2], (4099,), (66, 65))  # smaller tensors have no compressed states
 _STEPS = 4
+_LONG = 0.5  # learning rate: against such steps the rounding of parameters is small
+
+# The errors that a format may make on average, of absolute values: in units of the way, by the format of the states, and in units
+# of the parameters, by their dtype. Twice as large as those of the worst rule.
+_OF_WAY = {"": 1e-3, "bfloat16": 0.01, "q8": 0.04, "q4": 0.2}
+_OF_PARAMS = {"float32": 2.0**-20, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 
 
-def check(contender: Contender, rule: Rule, dtype: np.dtype[Any]) -> str | None:
+def check(contender: Contender, rule: Rule, form: Format) -> str | None:
     """Return None if the contender computes the step, else what is wrong.
 
     It makes some steps with settings far from the defaults and new gradients each step. Parameters and averages may then be off
-    by a ten-thousandth of the longest way that one has come, and some roundings.
+    by a ten-thousandth of the longest way that one has come, and some roundings; with other formats than float32 and float64
+    throughout, parameters may be off by what such a format costs, on average.
 
     Raises:
         UnsupportedError: if the contender can't make the step at all.
     """
     if rule.chain and not contender.whole:
         raise UnsupportedError("makes the rule's step alone")
-    rule = rule.demanding()
-    problem = Problem(rule, _SHAPES, dtype)
-    reference = _Reference(contender, problem)
+    if not form.plain and not contender.stores:
+        raise UnsupportedError("measured in float32 and float64 only")
+    rule = rule.demanding() if form.plain else rule.demanding(_LONG)
+    problem = Problem(rule, _SHAPES if form.plain else _STORED_SHAPES, form)
+    reference = Reference(contender, problem)
     start = reference.start
     run = contender.prepare(problem)
     contender.enter()
@@ -39,9 +50,11 @@ def check(contender: Contender, rule: Rule, dtype: np.dtype[Any]) -> str | None:
         reference.step(step)
         seen = run.step()
         run.finish()
-    wrong = _off("params", run.params(), reference.params, start, dtype)
+    if not form.plain:
+        return _off_on_average(run.params(), reference, form)
+    wrong = _off("params", run.params(), reference.params, start, form)
     for name in rule.chain.states:
-        wrong = wrong or _off(name, problem.states[name], reference.kept[name], start, dtype)
+        wrong = wrong or _off(name, problem.states[name], reference.kept[name], start, form)
     if not wrong and "zero_grad" in rule.chain.active and any(grad.any() for grad in problem.grads):
         wrong = "the gradients are not zeroed"
     if not wrong and "stats" in rule.chain.active and not np.isclose(seen.grad_norm, reference.grad_norm, rtol=1e-5):
@@ -49,31 +62,21 @@ def check(contender: Contender, rule: Rule, dtype: np.dtype[Any]) -> str | None:
     return wrong
 
 
-class _Reference:
-    """The step in float64, on copies of a problem's arrays."""
-
-    def __init__(self, contender: Contender, problem: Problem) -> None:
-        self._problem, self._rule = problem, problem.rule
-        self._formula, self._constants = contender.formula(problem.rule), problem.rule.constants()
-        self.params = [array.astype(np.float64) for array in problem.params]
-        self._states = [[np.zeros_like(array) for _ in self._rule.states] for array in self.params]
-        self.kept = {name: [array.astype(np.float64) for array in problem.states[name]] for name in self._rule.chain.states}
-        self.start = [array.copy() for array in self.params] if self._rule.optimizer else [np.zeros(1)]
-        self.grad_norm = 0.0
-
-    def step(self, step: int) -> None:
-        grads = [array.astype(np.float64) for array in self._problem.grads]
-        self.grad_norm = float(NORM.formula(grads))
-        if self._rule.name == NORM.name:
-            self.params = [np.array([self.grad_norm])]
-        else:
-            whole_step(self._rule, step, self._constants(step), self.params, grads, self._states, self.kept, self._formula)
-
-
-def _off(name: str, got: list[Array], reference: list[Array], start: list[Array], dtype: np.dtype[Any]) -> str | None:
+def _off(name: str, got: list[Array], reference: list[Array], start: list[Array], form: Format) -> str | None:
     for i, (array, expected, before) in enumerate(zip(got, reference, start, strict=True)):
         error = np.abs(array - expected).max()
-        allowed = 1e-4 * np.abs(expected - before).max() + 16 * np.finfo(dtype).eps * np.abs(expected).max()
+        allowed = 1e-4 * np.abs(expected - before).max() + 16 * np.finfo(form.dtype).eps * np.abs(expected).max()
         if not error <= allowed:
             return f"{name}[{i}] is off by {error:.2g} after {_STEPS} steps, allowed is {allowed:.2g}"
+    return None
+
+
+def _off_on_average(got: list[Array], reference: Reference, form: Format) -> str | None:
+    for i, (array, expected, before) in enumerate(zip(got, reference.params, reference.start, strict=True)):
+        error = np.abs(array.astype(np.float64) - expected).mean()
+        allowed = (
+            _OF_WAY[form.state_dtype] * np.abs(expected - before).mean() + _OF_PARAMS[form.dtype] * np.abs(expected).mean()
+        )
+        if not error <= allowed:
+            return f"params[{i}] is off by {error:.2g} on average after {_STEPS} steps, allowed is {allowed:.2g}"
     return None

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from . import machine
 from .cases import CASES
 from .contenders import LIMIT, Contender
+from .formats import FLOAT32, FORMATS
 from .options import MisuseError, add_arguments, known_contenders, read
 from .outcome import conclude, document
-from .plan import DTYPES
 from .plot import panels_of, plot
 from .problem import moved_bytes
 from .report import Reporter, make_reporter
@@ -20,6 +20,8 @@ from .rules import RULES, STEPS, whole_steps
 from .session import Session
 
 __all__ = ["MisuseError", "add_arguments", "run"]
+
+_MANY = 1 << 20  # elements, of which a format takes so many bytes each
 
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -61,14 +63,18 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 def _list(known: Mapping[str, Contender], reporter: Reporter) -> None:
     reporter.line("rules")
     for rule in RULES.values():
-        moved = moved_bytes(rule, 1, DTYPES["float32"])
+        moved = moved_bytes(rule, ((1,),), FLOAT32)
         reporter.line(f"  {rule.name:<26} {rule.optimizer:<8} {moved:>3} bytes a float32 parameter")
     reporter.line("chains, around AdamW")
     for name in STEPS:
         steps = whole_steps(name, [RULES["adamw"]])
         about = ", ".join(step.chain.name or step.name for step in steps) if len(steps) > 1 else steps[0].about
-        moves = f"{moved_bytes(steps[0], 1, DTYPES['float32']):>3} bytes a float32 parameter" if len(steps) == 1 else ""
+        moves = f"{moved_bytes(steps[0], ((1,),), FLOAT32):>3} bytes a float32 parameter" if len(steps) == 1 else ""
         reporter.line(f"  {name:<26} {moves:<30} {about}")
+    reporter.line("formats, with AdamW")
+    for form in FORMATS.values():
+        each = moved_bytes(RULES["adamw"], ((_MANY,),), form) / _MANY
+        reporter.line(f"  {form.name:<26} {each:>5.4g} bytes a parameter   {form.about}")
     reporter.line("cases")
     for case in CASES:
         name, tensors = case.name.replace(" ", ""), len(case.shapes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-Shapes = tuple[tuple[int, ...], ...]
+Shape = tuple[int, ...]
+Shapes = tuple[Shape, ...]
 
 
 def resnet50() -> Shapes:

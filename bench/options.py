@@ -15,15 +15,16 @@ from gradstep import config
 
 from .cases import KINDS, Case, named, one, parse_size
 from .contenders import Contender, contenders
+from .formats import DTYPES, FLOAT32, FORMATS, Format
 from .measure import FULL, NORMAL, QUICK, Effort
-from .plan import DTYPES, Choice, Task, make_tasks
+from .plan import Choice, Task, make_tasks
 from .rules import RULES, STEPS
 
 T = TypeVar("T")
 
 _PICTURES = (".png", ".svg", ".pdf")
-_DTYPES = {"f32": DTYPES["float32"], "f64": DTYPES["float64"], **DTYPES}
-_FILTERS = ("rule", "chain", "dtype", "size", "case", "threads", "contender", "isa")
+_SHORT = {"f32": DTYPES["float32"], "f64": DTYPES["float64"]}
+_FILTERS = ("rule", "chain", "dtype", "format", "size", "case", "threads", "contender", "isa")
 
 
 _SHOWN = ("all", "full", "clip", "norm", "stats", "off", "each", "...")
@@ -58,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rule", metavar="LIST", help=f"rules: {', '.join(RULES)}")
     add("--chain", metavar="LIST", help=f"whole steps, with what stands around the rule, see --list: {', '.join(_SHOWN)}")
     add("--dtype", metavar="LIST", help="float32 (f32), float64 (f64)")
+    formats = ", ".join(["f32", *(name for name in FORMATS if name not in DTYPES), "all"])
+    add("--format", metavar="LIST", help=f"storage formats, see --list: {formats}; float32 throughout is measured beside each")
     add("--size", metavar="LIST", help="one tensor of so many elements: 1000, 1e5, 32M")
     add("--case", metavar="LIST", help=f"cases by kind ({', '.join(KINDS)}) or name, see --list")
     add("--threads", metavar="LIST", help="numbers of threads")
@@ -65,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--isa", metavar="LIST", help="measure gradstep on each of these instruction sets; 'all' for all of this processor")
     add("--json", metavar="FILE", type=Path, help="write all figures to FILE")
     add("--plot", metavar="FILE", type=Path, help="draw bandwidth over size to FILE (.png, .svg or .pdf; needs matplotlib)")
-    add("--list", action="store_true", help="list rules, cases and contenders, and measure nothing")
+    add("--list", action="store_true", help="list rules, formats, cases and contenders, and measure nothing")
 
 
 def known_contenders(options: argparse.Namespace) -> dict[str, Contender]:
@@ -86,6 +89,8 @@ def read(options: argparse.Namespace, known: Mapping[str, Contender]) -> Order:
     """
     if options.quick and options.full:
         raise MisuseError("--quick and --full exclude each other")
+    if options.format is not None and options.chain is not None:
+        raise MisuseError("--format is for the steps of rules alone: leave --chain out")
     effort = QUICK if options.quick else FULL if options.full else NORMAL
     filtered = any(getattr(options, name) is not None for name in _FILTERS)
     order = Order(
@@ -142,13 +147,19 @@ def _tasks(options: argparse.Namespace) -> list[Task]:
     choice = Choice(
         rules=_pick(options.rule, "--rule", RULES),
         chains=_pick(options.chain, "--chain", {name: name for name in STEPS}),
-        dtypes=_pick(options.dtype, "--dtype", _DTYPES),
+        dtypes=_pick(options.dtype, "--dtype", _SHORT | DTYPES),
+        formats=_formats(options.format),
         cases=list(dict.fromkeys(cases)),
         threads=sorted(set(_each(options.threads, "--threads", _thread_count))),
         quick=options.quick,
         full=options.full,
     )
     return make_tasks(choice, config.num_threads())
+
+
+def _formats(text: str | None) -> list[Format] | None:
+    stored = [form for form in FORMATS.values() if not form.plain]
+    return [FLOAT32, *stored] if text == "all" else _pick(text, "--format", _SHORT | FORMATS)
 
 
 def _contenders(names: str | None, known: Mapping[str, Contender]) -> list[Contender]:
@@ -174,6 +185,8 @@ def _check_files(options: argparse.Namespace, tasks: Iterable[Task]) -> None:
         return
     if options.chain is not None:
         raise MisuseError("--plot draws the steps of rules alone: leave --chain out")
+    if options.format is not None:
+        raise MisuseError("--plot draws float32 and float64 throughout: leave --format out")
     if options.plot.suffix not in _PICTURES:
         raise MisuseError(f"--plot: the name must end in {', '.join(_PICTURES)}, got {options.plot.name}")
     if importlib.util.find_spec("matplotlib") is None:

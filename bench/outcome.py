@@ -10,6 +10,7 @@ from typing import Any
 
 from . import machine
 from .chains import Chain
+from .format_tables import distance_table, time_table
 from .report import Reporter
 from .session import Session, Skip
 from .tables import summary_table
@@ -21,6 +22,9 @@ def conclude(session: Session, reporter: Reporter) -> None:
         reporter.line("nothing was measured")
     else:
         reporter.table(summary_table(session.records))
+        if session.distances:
+            reporter.table(time_table(session.records))
+            reporter.table(distance_table(session.distances.values()))
         notes = dict.fromkeys((record.contender, record.note) for record in session.records if record.note)
         for contender, note in notes:
             reporter.line(f"* {contender}: {note}")
@@ -59,8 +63,10 @@ def document(session: Session, arguments: Sequence[str], busy_cores: float | Non
         "config": machine.configuration(),
         "effort": dataclasses.asdict(session.order.effort),
         "settings": {task.rule.name: task.rule.settings for task in measured},
+        "formats": {task.form.name: {"dtype": task.form.dtype, **task.form.options} for task in measured},
         "chains": {task.rule.chain.name: _keywords(task.rule.chain) for task in measured if task.rule.chain},
         "records": [dataclasses.asdict(record) | {"spread": record.spread} for record in session.records],
+        "distances": [dataclasses.asdict(distance) | {"share": distance.share} for distance in session.distances.values()],
         "failures": [dataclasses.asdict(skip) for skip in session.failures],
         "left_out": [dataclasses.asdict(skip) for skip in session.skips],
     }

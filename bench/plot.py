@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .contenders import LIMIT
-from .plan import DTYPES
+from .formats import DTYPES
 from .records import Record
 from .rules import RULES
 
@@ -37,7 +37,7 @@ def panels_of(records: Sequence[Record]) -> dict[Panel, list[Record]]:
     """Return the records of rules alone on one tensor, by rule, dtype and threads: those with the most sizes, if they are two at least."""
     panels: dict[Panel, list[Record]] = defaultdict(list)
     for record in records:
-        if record.kind == "one" and not record.chain and record.rule in RULES:
+        if record.kind == "one" and not record.chain and record.rule in RULES and record.dtype in DTYPES:
             panels[record.rule, record.dtype, record.threads].append(record)
     sizes = {panel: len({record.elements for record in members}) for panel, members in panels.items()}
     most = max(sizes.values(), default=0)
@@ -130,7 +130,7 @@ def _mark_caches(ax: Axes, record: Record, caches: Mapping[str, int]) -> None:
     """Draw a line at the size whose arrays fill each cache."""
     low, high = ax.get_xlim()
     for name, size in caches.items():
-        elements = size / (DTYPES[record.dtype].itemsize * (2 + len(RULES[record.rule].states)))
+        elements = size / (DTYPES[record.dtype].numpy.itemsize * (2 + len(RULES[record.rule].states)))
         if low < elements < high:
             ax.axvline(elements, color="#bdbdbd", linewidth=0.9, linestyle=":", zorder=1)
             ax.annotate(

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .models import Shapes
+from gradstep.formats import numpy_dtype
+
+from .formats import FLOAT32, Format
+from .models import Shape, Shapes
 from .rules import Rule
 
 Array = NDArray[Any]
@@ -18,25 +24,23 @@ Array = NDArray[Any]
 _ALIGNMENT = 64
 
 
-def _arena(items: int, dtype: np.dtype[Any]) -> Array:
-    memory = np.empty(items * dtype.itemsize + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + items * dtype.itemsize].view(dtype)
+def stream_bytes(rule: Rule, shapes: Shapes, form: Format) -> list[int]:
+    """Return the bytes of gradients, parameters, and what a rule alone keeps of each parameter, stream by stream."""
+    params = form.stream_bytes(shapes)
+    return [params, params, *(form.stream_bytes(shapes, name) for name in (*rule.states, *form.beside))]
 
 
-def _rounded(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    unit = _ALIGNMENT // dtype.itemsize
-    return -(-math.prod(shape) // unit) * unit
-
-
-def moved_bytes(rule: Rule, elements: int, dtype: np.dtype[Any]) -> int:
+def moved_bytes(rule: Rule, shapes: Shapes, form: Format) -> int:
     """Return the bytes that a step has to move, at least."""
-    return elements * dtype.itemsize * rule.streams
+    read, *written = stream_bytes(rule, shapes, form)
+    once = read + 2 * sum(written) if rule.optimizer else 0
+    # What is read again, or stands around the rule: as many bytes as parameters and states have on average.
+    return once + (rule.again + rule.chain.streams) * sum(written) // (1 + len(rule.states))
 
 
-def memory_needed(rule: Rule, elements: int, dtype: np.dtype[Any]) -> int:
-    """Return the bytes that a case takes with all contenders: the shared arrays, optax's, the NumPy expression's."""
-    return elements * dtype.itemsize * (2 * (2 + len(rule.arrays)) + len(rule.arrays) + 4)
+def memory_needed(rule: Rule, elements: int, form: Format) -> int:
+    """Return the bytes that a case takes with all contenders: the shared arrays, optax's or those of float32, the NumPy expression's."""
+    return elements * form.computing.itemsize * (2 * (2 + len(rule.arrays)) + len(rule.arrays) + 4)
 
 
 def memory_available() -> float:
@@ -51,48 +55,82 @@ def memory_available() -> float:
 class Problem:
     """What a step works on. All tensors of one stream (parameters, gradients, a state) lie in one arena, aligned to 64 bytes."""
 
-    def __init__(self, rule: Rule, shapes: Shapes, dtype: np.dtype[Any]) -> None:
+    arenas: list[Array]
+    """Memory as bytes: gradients, parameters, and what the rule alone keeps."""
+    state: list[dict[str, Array]]
+    """All arrays beside each parameter."""
+    states: dict[str, list[Array]]
+    """Those of the rule and of the chain, by name; of compressed ones the codes."""
+
+    def __init__(self, rule: Rule, shapes: Shapes, form: Format) -> None:
         self.rule = rule
         self.shapes = shapes
-        self.dtype = dtype
-        items = sum(_rounded(shape, dtype) for shape in shapes)
-        self.param_arena, self.grad_arena, *self.state_arenas = (_arena(items, dtype) for _ in range(2 + len(rule.arrays)))
-        self.params = self._tensors(self.param_arena)
-        self.grads = self._tensors(self.grad_arena)
-        self.states = {name: self._tensors(arena) for name, arena in zip(rule.arrays, self.state_arenas, strict=True)}
+        self.form = form
+        kind = form.numpy
+        params, self.params = _placed([(shape, kind) for shape in shapes])
+        grads, self.grads = _placed([(shape, kind) for shape in shapes])
+        self.arenas = [grads, params]
+        self._numbers = grads.view(kind), params.view(kind)
         self.fill_params()
         self.fill_grads(0)
-        for name, arena in zip(rule.arrays, self.state_arenas, strict=True):
-            arena[...] = self.param_arena if name == "slow" else 0
+        self.state = [{} for _ in shapes]
+        for name in (*rule.states, *form.beside, *rule.chain.states):
+            arena = self._add_state(name)
+            if name not in rule.chain.states:
+                self.arenas.append(arena)
+        self.states = {name: [state[name] for state in self.state] for name in rule.arrays}
 
-    def _tensors(self, arena: Array) -> list[Array]:
-        tensors, begin = [], 0
-        for shape in self.shapes:
-            tensors.append(arena[begin : begin + math.prod(shape)].reshape(shape))
-            begin += _rounded(shape, self.dtype)
-        return tensors
+    def _add_state(self, name: str) -> Array:
+        wanted = [
+            (i, part, array) for i, shape in enumerate(self.shapes) for part, array in self.form.arrays(name, shape).items()
+        ]
+        wanted.sort(key=lambda one: one[1] != name)  # scales behind all codes
+        arena, arrays = _placed([(array.shape, numpy_dtype(array.dtype)) for _, _, array in wanted])
+        arena[...] = 0
+        for (i, part, array), made in zip(wanted, arrays, strict=True):
+            self.state[i][part] = made
+            if math.isnan(array.fill):
+                made[...] = self.params[i]
+        return arena
+
+    @functools.cached_property
+    def in_float32(self) -> Problem:
+        """A problem of the same rule and shapes in float32 throughout."""
+        return Problem(self.rule, self.shapes, FLOAT32)
 
     def fill_params(self) -> None:
         """Set the parameters to normal random numbers."""
-        _repeat(_pattern(self.param_arena, 1), self.param_arena)
+        _repeat(_pattern(self._numbers[1], 1), self._numbers[1])
 
     def fill_grads(self, step: int) -> None:
         """Set the gradients to normal random numbers, others for each `step`."""
-        unit = self.grad_arena.dtype.type(self.rule.chain.grad_unit)
-        self._grad_pattern = unit * _pattern(self.grad_arena, 2 + step)
+        unit = self.form.numpy.type(self.rule.chain.grad_unit)
+        self._grad_pattern = unit * _pattern(self._numbers[0], 2 + step)
         self.refill_grads()
 
     def refill_grads(self) -> None:
         """Set the gradients to what `fill_grads` made last."""
-        _repeat(self._grad_pattern, self.grad_arena)
+        _repeat(self._grad_pattern, self._numbers[0])
 
     def alone(self) -> Problem:
         """Return the same arrays as a problem of the rule with nothing around it."""
         other = copy.copy(self)
         other.rule = self.rule.alone()
-        other.states = {name: self.states[name] for name in self.rule.states}
-        other.state_arenas = self.state_arenas[: len(self.rule.states)]
+        kept = self.rule.chain.states
+        other.state = [{name: array for name, array in state.items() if name not in kept} for state in self.state]
+        other.states = {name: arrays for name, arrays in self.states.items() if name not in kept}
         return other
+
+
+def _placed(wanted: Sequence[tuple[Shape, np.dtype[Any]]]) -> tuple[Array, list[Array]]:
+    """Return memory for arrays of these shapes and dtypes, as bytes, and the arrays in it."""
+    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in wanted]
+    *begins, total = itertools.accumulate((-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes), initial=0)
+    memory = np.empty(total + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    arena = memory[start : start + total]
+    places = zip(wanted, sizes, begins, strict=True)
+    return arena, [arena[begin : begin + size].view(dtype).reshape(shape) for (shape, dtype), size, begin in places]
 
 
 def _pattern(arena: Array, seed: int) -> Array:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .contenders import LIMIT, Contender
+from .formats import FLOAT32
+from .limit import limit_bytes
 from .measure import Blocks
 from .plan import Task
 from .problem import moved_bytes
@@ -22,6 +24,7 @@ class Record:
     chain: str
     """What stands around the rule; empty: nothing."""
     dtype: str
+    """The format: of what all arrays are, or a name of several dtypes and of what is rounded how."""
     case: str
     kind: str
     tensors: int
@@ -52,6 +55,11 @@ class Record:
         return f"{self.rule} {self.chain}".rstrip()
 
     @property
+    def in_float32(self) -> bool:
+        """Whether it is gradstep in float32 throughout, beside another format."""
+        return self.contender.endswith(f" {FLOAT32.name}")
+
+    @property
     def spread(self) -> float:
         """Half the distance between the quartiles, in medians."""
         return (self.quartiles[1] - self.quartiles[0]) / 2 / self.median
@@ -60,20 +68,20 @@ class Record:
 def make_records(task: Task, threads: int, measured: Mapping[Contender, Blocks]) -> list[Record]:
     """Return a record for each contender."""
     medians = {contender: float(np.median(blocks.seconds)) for contender, blocks in measured.items()}
-    elements = task.case.elements
-    limit_bytes = elements * task.dtype.itemsize * (3 + 2 * len(task.rule.states))
-    limit = limit_bytes / medians[LIMIT]
+    elements, shapes = task.case.elements, task.case.shapes
+    touched = limit_bytes(task.rule, shapes, task.form)
+    limit = touched / medians[LIMIT]
     ours = [contender for contender in measured if contender.face]
     records = []
     for contender, blocks in measured.items():
-        moved = limit_bytes if contender is LIMIT else moved_bytes(task.rule, elements, task.dtype)
+        moved = touched if contender is LIMIT else moved_bytes(task.rule, shapes, contender.form(task.form))
         lowest, first, median, third, highest = map(float, np.percentile(blocks.seconds, [0, 25, 50, 75, 100]))
         records.append(
             Record(
                 contender=contender.name,
                 rule=task.rule.name,
                 chain=task.rule.chain.name,
-                dtype=task.dtype.name,
+                dtype=task.form.name,
                 case=task.case.name,
                 kind=task.case.kind,
                 tensors=len(task.case.shapes),

@@ -16,7 +16,7 @@ from .chains import CHAINS, EACH, NO_CHAIN, Chain
 _CORRECTIONS = ["correction1", "correction2"]
 
 # Settings far from every default, so that one that is lost or mixed up shows.
-_DEMANDING = {"lr": 0.05, "betas": (0.8, 0.9), "alpha": 0.8, "momentum": 0.7, "eps": 0.01, "weight_decay": 0.1}
+_DEMANDING = {"betas": (0.8, 0.9), "alpha": 0.8, "momentum": 0.7, "eps": 0.01, "weight_decay": 0.1}
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,10 @@ class Rule:
         """Return the rule with nothing around it."""
         return dataclasses.replace(self, chain=NO_CHAIN)
 
-    def demanding(self) -> Rule:
+    def demanding(self, lr: float = 0.05) -> Rule:
         """Return the rule with settings that tell a right contender from a wrong one."""
-        settings = {name: _DEMANDING.get(name, value) for name, value in self.settings.items()}
+        demanding = {**_DEMANDING, "lr": lr}
+        settings = {name: demanding.get(name, value) for name, value in self.settings.items()}
         return dataclasses.replace(self, settings=settings, chain=self.chain.demanding())
 
     def function(self) -> tuple[Callable[..., None], dict[str, Any], bool]:

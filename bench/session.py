@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from gradstep import config
+from gradstep.formats import check_state_dtype, numpy_dtype
 
 from .check import check
-from .contenders import LIMIT, Contender, Off, Run, UnsupportedError
+from .contenders import LIMIT, Contender, Off, Run, Throughout, UnsupportedError
+from .distance import Distance, measure_distance
+from .formats import FLOAT32
 from .measure import alternate
 from .options import Order
 from .plan import Task
@@ -44,6 +47,8 @@ class Session:
     skips: list[Skip] = field(default_factory=list)
     failures: list[Skip] = field(default_factory=list)
     """Contenders that disagree with the formula, or broke down."""
+    distances: dict[tuple[str, str, str], Distance] = field(default_factory=dict)
+    """From float64, by contender, rule and format: of those measured in other formats than float32 and float64 throughout."""
     _verdicts: dict[tuple[str, str, str], bool] = field(default_factory=dict)
 
     def measure(self) -> None:
@@ -64,17 +69,15 @@ class Session:
                     self.reporter.show(records)
 
     def _measure_task(self, task: Task, done: int, total: int) -> Iterator[list[Record]]:
-        label = f"{task.rule.label} {task.dtype.name}, {task.case.name}"
+        label = f"{task.rule.label} {task.form.name}, {task.case.name}"
         self.reporter.progress(label, done, total)
-        needed, available = memory_needed(task.rule, task.case.elements, task.dtype), memory_available()
-        if needed > 0.9 * available:
-            reason = f"needs {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} are free"
+        if reason := _obstacle(task):
             self._skip(self.skips, "", task, reason, case=task.case.name)
             yield from ([] for _ in task.threads)
             return
         gc.collect()  # the last problem, should somebody's objects go round in circles
         gc.freeze()  # all that is loaded by now, so that the next time takes no time
-        problem = Problem(task.rule, task.case.shapes, task.dtype)
+        problem = Problem(task.rule, task.case.shapes, task.form)
         runs = self._prepare(task, problem)
         for i, threads in enumerate(task.threads):
             self.reporter.progress(f"{label}, {threads} thread{'s' * (threads > 1)}", done + i, total)
@@ -98,14 +101,30 @@ class Session:
                 if task.rule.chain and contender.face and self._right(contender, replace(task, rule=task.rule.alone())):
                     off = Off(contender)
                     runs[off] = off.prepare(problem)
+                throughout = replace(task, form=FLOAT32)
+                if not task.form.plain and self._right(contender, throughout):
+                    self._measure_distance(contender, throughout)
+                    if contender.face:
+                        other = Throughout(contender)
+                        runs[other] = other.prepare(problem)
+                if not task.form.plain:
+                    self._measure_distance(contender, task)
         return runs
 
+    def _measure_distance(self, contender: Contender, task: Task) -> None:
+        key = (contender.name, task.rule.name, task.form.name)
+        if key not in self.distances:
+            try:
+                self.distances[key] = measure_distance(contender, task.rule, task.form)
+            except Exception as error:  # whatever somebody else's code may raise
+                self._fail(contender, task, error)
+
     def _right(self, contender: Contender, task: Task) -> bool:
-        key = (contender.name, task.rule.label, task.dtype.name)
+        key = (contender.name, task.rule.label, task.form.name)
         if key not in self._verdicts:
             self._verdicts[key] = False
             try:
-                wrong = check(contender, task.rule, task.dtype)
+                wrong = check(contender, task.rule, task.form)
             except UnsupportedError as reason:
                 self._skip(self.skips, contender.name, task, str(reason))
             except Exception as error:  # whatever somebody else's code may raise
@@ -132,9 +151,20 @@ class Session:
         self._skip(self.failures, contender.name, task, f"failed: {text}", case)
 
     def _skip(self, where: list[Skip], contender: str, task: Task, reason: str, case: str = "") -> None:
-        skip = Skip(contender, task.rule.label, task.dtype.name, case, reason)
+        skip = Skip(contender, task.rule.label, task.form.name, case, reason)
         if skip not in where:
             where.append(skip)
+
+
+def _obstacle(task: Task) -> str:
+    """Return why nobody can be measured in a case; empty if nothing stands against it."""
+    try:
+        check_state_dtype(task.form.state_dtype or None, task.rule.states)
+        numpy_dtype(task.form.dtype)
+    except (ImportError, ValueError) as error:
+        return str(error)
+    needed, available = memory_needed(task.rule, task.case.elements, task.form), memory_available()
+    return f"needs {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} are free" if needed > 0.9 * available else ""
 
 
 @contextmanager

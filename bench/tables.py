@@ -47,7 +47,8 @@ def _gain(record: Record) -> str:
 def case_table(records: Sequence[Record]) -> Table:
     """Return all figures of one case."""
     first = records[0]
-    tensors, moved = f"{first.tensors:,} tensors, " * (first.tensors > 1), records[-1].bytes / first.elements
+    tensors = f"{first.tensors:,} tensors, " * (first.tensors > 1)
+    moved = records[min(1, len(records) - 1)].bytes / first.elements  # of the first contender, behind the loop without math
     what = first.case if first.kind == "one" else f"{first.case}: {tensors}{first.elements:,}"
     rows = []
     for record in records:
@@ -63,7 +64,7 @@ def case_table(records: Sequence[Record]) -> Table:
             )
         )
     return Table(
-        f"{first.label}, {first.dtype}, {what} elements, {_threads_text(first.threads)}, {moved:g} bytes a parameter",
+        f"{first.label}, {first.dtype}, {what} elements, {_threads_text(first.threads)}, {moved:.4g} bytes a parameter",
         ("", "time a step", "spread", "ns/param", "GB/s", "of limit", "gradstep's gain"),
         rows,
         frozenset(i for i, record in enumerate(records) if record.contender.startswith("gradstep")),
@@ -76,7 +77,8 @@ def summary_table(records: Iterable[Record]) -> Table:
     for record in records:
         key = (record.label, record.dtype, record.case, record.threads)
         cases.setdefault(key, {})[record.contender] = record
-    shown = [record for case in cases.values() for record in case.values() if record.contender != LIMIT.name]
+    everyone = [record for case in cases.values() for record in case.values()]
+    shown = [record for record in everyone if record.contender != LIMIT.name and not record.in_float32]
     ours = list(
         dict.fromkeys(record.contender for record in shown if record.contender.startswith("gradstep") and not record.peer)
     )

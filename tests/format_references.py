@@ -200,13 +200,17 @@ class Storage:
         """The parameter with all that precision keeps of it."""
         p, wide, precision = self.p, self.p.astype(self.t), self.f.precision if self.is_short else "nearest"
         if precision == "kahan" and "compensation" in self.state:
-            return wide + self.state["compensation"].astype(self.t)
+            rest = self.state["compensation"].astype(self.t)
+            digits, least = (8, 0.0) if p.dtype == bfloat16 else (11, 2.0**-25)
+            ulp = 2.0 ** (np.frexp(np.asarray(p).astype(np.float64))[1] - 1)
+            return wide + np.where(np.abs(rest) <= np.maximum(np.where(wide == 0, 0, ulp) * 2.0**-digits, least), rest, 0)
         if precision == "master" and "master" in self.state:
             master = self.state["master"]
             return np.where(bits_of(rounded(master, p.dtype)) == bits_of(p), master.astype(self.t), wide)
         if precision == "split" and "remainder" in self.state:
             bits = (np.asarray(bits_of(p)).astype(np.int64) << 16) + self.state["remainder"]
-            return np.asarray(bits % 2**32).astype(np.uint32).view(np.float32).astype(self.t)
+            whole = np.asarray(bits % 2**32).astype(np.uint32).view(np.float32)
+            return np.where(bits_of(split(whole)[0]) == bits_of(p), whole.astype(self.t), wide)
         return wide
 
     def after(self, p: Any, s: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -221,7 +225,8 @@ class Storage:
             else:
                 dtype = FLOATS[fmt] if fmt else np.dtype(self.t)
                 by_draws = d is not None and dtype.itemsize == 2
-                state[name] = rounded_by_chance(s[name], dtype, d) if by_draws else rounded(s[name], dtype)
+                near = rounded_by_chance(s[name], dtype, d) if by_draws else rounded(s[name], dtype)
+                state[name] = not_zero(near, s[name]) if name in UNSIGNED else near
         stored, state = self.after_rounding(np.asarray(p), state)
         return self.laid_out(stored), state
 
@@ -247,6 +252,11 @@ class Storage:
         elif precision == "split":
             stored, state["remainder"] = split(p)
         return stored, state
+
+
+def not_zero(stored: Any, x: Any) -> Any:
+    """A second moment as it is stored: in float16 what is not zero stays so."""
+    return np.where((x > 0) & (stored == 0), np.float16(2**-24), stored) if stored.dtype == np.float16 else stored
 
 
 def split(x: Any) -> tuple[Any, Any]:

@@ -23,6 +23,7 @@ from gradstep.bench.cases import CASES, Case, named, one, parse_size
 from gradstep.bench.chains import CHAINS
 from gradstep.bench.check import check
 from gradstep.bench.contenders import LIMIT, Contender, Off, Run, UnsupportedError, contenders
+from gradstep.bench.formats import FORMATS
 from gradstep.bench.machine import busy_cores
 from gradstep.bench.options import Order, _contenders
 from gradstep.bench.report import PlainReporter
@@ -73,9 +74,9 @@ def test_rules_are_those_of_the_engine():
 
 
 def test_bytes_that_a_rule_moves():
-    assert problem.moved_bytes(RULES["adamw"], 1000, FLOAT32) == 28_000
-    assert problem.moved_bytes(RULES["sgd"], 1000, FLOAT64) == 24_000
-    assert problem.moved_bytes(RULES["lamb"], 1000, FLOAT32) == 40_000
+    assert problem.moved_bytes(RULES["adamw"], ((1000,),), FLOAT32) == 28_000
+    assert problem.moved_bytes(RULES["sgd"], ((1000,),), FLOAT64) == 24_000
+    assert problem.moved_bytes(RULES["lamb"], ((1000,),), FLOAT32) == 40_000
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_bytes_that_a_rule_moves():
     [("full", 44), ("clip", 32), ("stats", 28), ("off", 28), ("norm", 4), ("lamb", 40), ("ema", 36), ("zero", 32)],
 )
 def test_bytes_that_a_whole_step_moves(name, moved):
-    assert problem.moved_bytes(whole(name), 1000, FLOAT32) == 1000 * moved
+    assert problem.moved_bytes(whole(name), ((1000,),), FLOAT32) == 1000 * moved
 
 
 def test_tensors_of_a_problem_are_aligned_and_apart():
@@ -133,7 +134,7 @@ def test_cases_by_kind_and_name():
 def test_tasks_by_default_are_adamw_and_one_case_of_each_other_rule():
     tasks = plan.make_tasks(plan.Choice(), 4)
     adamw = [task for task in tasks if task.rule.label == "adamw"]
-    assert {task.dtype.name for task in tasks} == {"float32"}
+    assert {task.form.name for task in tasks} == {"float32"}
     assert all(task.threads == (1, 4) for task in adamw)
     assert {task.case.kind for task in adamw} == {"one", "many"}
     full, *others = (task for task in tasks if task not in adamw)
@@ -146,14 +147,15 @@ def test_tasks_of_everything():
     assert all(task.threads == (1, 2, 4, 6) for task in tasks)
     assert {task.case for task in tasks if task.rule.label == "adamw"} == set(CASES)
     labels = [*RULES, *(f"adamw {name}" for name in CHAINS), "norm"]
-    assert {(task.rule.label, task.dtype.name) for task in tasks} == set(itertools.product(labels, plan.DTYPES))
-    assert len({(task.rule.label, task.dtype.name, task.case) for task in tasks}) == len(tasks)
+    stored = {("adamw", name) for name in FORMATS}
+    assert {(task.rule.label, task.form.name) for task in tasks} == stored.union(itertools.product(labels, plan.DTYPES))
+    assert len({(task.rule.label, task.form.name, task.case) for task in tasks}) == len(tasks)
 
 
 def test_tasks_of_chosen_axes():
     choice = plan.Choice(rules=[RULES["lion"]], dtypes=[FLOAT64], cases=[one(77)], threads=[3])
     (task,) = plan.make_tasks(choice, 2)
-    assert (task.rule.name, task.dtype, task.case.shapes, task.threads) == ("lion", FLOAT64, ((77,),), (3,))
+    assert (task.rule.name, task.form, task.case.shapes, task.threads) == ("lion", FLOAT64, ((77,),), (3,))
     assert {task.rule.name for task in plan.make_tasks(plan.Choice(cases=[one(77)]), 2)} == {"adamw"}
 
 
@@ -415,7 +417,7 @@ def test_gradients_are_new_before_each_call(monkeypatch, capsys):
 
             return Run(step, lambda: problem.params)
 
-    monkeypatch.setattr(session, "check", lambda contender, rule, dtype: None)
+    monkeypatch.setattr(session, "check", lambda contender, rule, form: None)
     order = Order(
         [plan.Task(whole("zero"), FLOAT32, one(1000), (1,))], [Watching()], True, measure.Effort(0.001, 2, 2), math.inf
     )
@@ -584,7 +586,8 @@ def test_bench_writes_figures_and_a_picture(tmp_path, capsys):
     assert "adamw, float32, 1,000 elements, 1 thread, 28 bytes a parameter" in shown
     document = json.loads(figures.read_text())
     assert document.keys() == {
-        "format", "date", "command", "machine", "versions", "config", "effort", "settings", "chains", "records", "failures", "left_out",
+        "format", "date", "command", "machine", "versions", "config", "effort", "settings", "formats", "chains", "records",
+        "distances", "failures", "left_out",
     }  # fmt: skip
     assert document["format"] == 2
     assert document["command"].startswith("python -m gradstep bench --quick")
@@ -593,7 +596,8 @@ def test_bench_writes_figures_and_a_picture(tmp_path, capsys):
     assert document["versions"]["numpy"] == np.__version__
     assert document["config"]["isa"] == config.isa()
     assert document["settings"]["adamw"]["weight_decay"] == 0.01
-    assert document["failures"] == []
+    assert document["formats"] == {"float32": {"dtype": "float32"}}
+    assert document["distances"] == document["failures"] == []
     assert [(record["contender"], record["elements"]) for record in document["records"]] == [
         (name, size) for size in (1000, 3000) for name in (LIMIT.name, "gradstep", "numpy")
     ]
@@ -702,7 +706,7 @@ def test_bench_shows_what_was_measured_when_it_is_interrupted(monkeypatch, capsy
 
 
 def test_bench_fails_if_a_contender_is_wrong(monkeypatch, capsys):
-    monkeypatch.setattr(session, "check", lambda contender, rule, dtype: "too wrong" if contender.name == "numpy" else None)
+    monkeypatch.setattr(session, "check", lambda contender, rule, form: "too wrong" if contender.name == "numpy" else None)
     assert run(*TINY) == 1
     assert "FAILED: numpy, adamw float32: disagrees with the formula, not timed: too wrong" in capsys.readouterr().out
 
@@ -710,7 +714,10 @@ def test_bench_fails_if_a_contender_is_wrong(monkeypatch, capsys):
 def test_list(capsys):
     assert run("bench", "--list") == 0
     shown = capsys.readouterr().out
-    assert all(f"  {name} " in shown for name in (*RULES, *CHAINS, *contenders(), "norm", "resnet50", "8000x4000", "500x64x64"))
+    assert all(
+        f"  {name} " in shown
+        for name in (*RULES, *CHAINS, *FORMATS, *contenders(), "norm", "resnet50", "8000x4000", "500x64x64")
+    )
     assert "25,557,032" in shown
 
 
@@ -728,6 +735,9 @@ BAD = [
     (["bench", "--chain", "fulll"], "--chain: there is no 'fulll'; did you mean full?"),
     (["bench", "--chain", "full", "--plot", "x.png"], "--plot draws the steps of rules alone: leave --chain out"),
     (["bench", "--dtype", "bf16"], "--dtype: there is no 'bf16'"),
+    (["bench", "--format", "bf61"], "--format: there is no 'bf61'; did you mean bf16?"),
+    (["bench", "--format", "q8", "--chain", "full"], "--format is for the steps of rules alone: leave --chain out"),
+    (["bench", "--format", "q8", "--plot", "x.png"], "--plot draws float32 and float64 throughout: leave --format out"),
     (
         ["bench", "--size", "0"],
         "--size: a size must be a whole number from 1 to 1e10, such as 100000, 1e5, 100k or 32M, got '0'",

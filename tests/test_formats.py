@@ -29,7 +29,7 @@ from .format_cases import (
     make_reference,
     rules,
 )
-from .format_references import FLOATS, bfloat16, draws, rounded, rounded_by_chance
+from .format_references import FLOATS, UNSIGNED, bfloat16, draws, not_zero, rounded, rounded_by_chance
 from .stage_cases import MANY, STAGES, case_of, make_optimizer, settings_of
 from .stage_references import Stepper
 from .test_layouts import LAYOUTS, Placed, placements
@@ -365,7 +365,10 @@ def test_every_operand_in_a_format_and_layout_of_its_own(problem: tuple[Any, ...
         wide = {name: state.astype(t) for name, state in states.items()}
         with np.errstate(all="ignore"):
             p = rounded(case.reference(p.astype(t), g.astype(t), wide, step, **case.settings), dtypes[0])
-        states = {name: rounded(wide[name], dtype) for name, dtype in zip(case.states, dtypes[2:], strict=True)}
+        states = {
+            name: not_zero(rounded(wide[name], dtype), wide[name]) if name in UNSIGNED else rounded(wide[name], dtype)
+            for name, dtype in zip(case.states, dtypes[2:], strict=True)
+        }
     assert_same(placed[0].array, p, "parameter")
     for name, place in zip(case.states, placed[1:], strict=True):
         assert_same(place.array, states[name], name)
@@ -515,3 +518,60 @@ def test_functions_have_stages(isa: str) -> None:
             for name in case.states:
                 assert_same(states[i][name], reference.state[i][name], f"{name} {i} at step {step}")
         assert not any(g.astype(np.float32).any() for g in grads)
+
+
+def test_several_gradients_of_several_types_for_parameters_of_one(isa: str) -> None:
+    """What a further gradient makes of the compute type is one tensor's own affair."""
+    for order in (("float64", "float32"), ("float32", "float64")):
+        room = [np.ones(9000, np.float32) for _ in order]
+        params = [block[3000:6000] for block in room]
+        further = [np.full(3000, 0.25, FLOATS[fmt]) for fmt in order]
+        gradstep.SGD(params, lr=0.1).step([(0.5, [np.full(3000, 0.5, np.float32) for _ in order]), (0.5, further)])
+        for block, p in zip(room, params, strict=True):
+            np.testing.assert_allclose(p, 1 - 0.1 * 0.375, rtol=1e-6)
+            assert (block[:3000] == 1).all() and (block[6000:] == 1).all()
+
+
+def test_second_moments_in_float16_are_not_zero(isa: str) -> None:
+    p = np.ones(5000, np.float32)
+    opt = gradstep.AdamW([p], lr=1e-3, state_dtype="float16", weight_decay=0)
+    for step in range(60):
+        opt.step([np.full(5000, 1e-4 if step < 50 else 0, np.float32)])
+    assert (opt.state[0]["exp_avg_sq"] > 0).all()
+    assert (abs(1 - p) < 0.07).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"state_dtype": "bfloat16", "ema_decay": 0.9},
+        {"state_dtype": "q8", "precision": "split"},
+        {"state_dtype": "q4", "precision": "master"},
+        {"state_dtype": {"exp_avg": "q8", "exp_avg_sq": "float16"}, "precision": "kahan", "lookahead": (2, 0.5)},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("param", ["bfloat16", "float32"])
+def test_state_dicts_carry_every_format(options: dict[str, Any], param: str) -> None:
+    def make() -> tuple[Any, Any]:
+        params = {"w": parameters((5003,), FLOATS[param]), "b": parameters((7,), FLOATS[param], 1)}
+        return params, gradstep.AdamW(params, lr=0.1, **options)
+
+    def step(opt: Any, i: int) -> None:
+        opt.step({"w": gradients((5003,), FLOATS[param], i), "b": gradients((7,), FLOATS[param], 10 + i)})
+
+    params, opt = make()
+    for i in (1, 2, 3):
+        step(opt, i)
+    others, other = make()
+    for name, q in others.items():
+        q[...] = params[name]
+    other.load_state_dict(opt.state_dict())
+    for i in (4, 5):
+        step(opt, i)
+        step(other, i)
+    for name, q in others.items():
+        assert_same(q, params[name], name)
+        for key, value in opt.state[name].items():
+            assert_same(np.asarray(other.state[name][key]), np.asarray(value), f"{name} {key}")

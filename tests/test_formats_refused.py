@@ -42,9 +42,9 @@ FLOATS = "'float64', 'float32', 'bfloat16', 'float16'"
         ),
         ({"state_rounding": "up"}, ValueError, "AdamW: state_rounding must be 'nearest' or 'stochastic', got 'up'"),
         (
-            {"seed": 3, "precision": "kahan"},
+            {"seed": 3},
             ValueError,
-            "AdamW: seed needs noise, precision='stochastic' or state_rounding='stochastic'",
+            "AdamW: seed needs noise, precision or state_rounding",
         ),
         ({"seed": -1, "precision": "stochastic"}, ValueError, "AdamW: seed must be at least 0, got -1"),
         ({"seed": 2**53, "precision": "stochastic"}, ValueError, "AdamW: seed must be below 2^53, got 9007199254740992"),
@@ -252,11 +252,11 @@ def test_conversions_that_can_not_be() -> None:
     x = np.ones(4, np.float32)
     for call, error, message in (
         (lambda: formats.quantize(x, "q2"), ValueError, "the format must be 'q8' or 'q4', got 'q2'"),  # type: ignore[arg-type]
-        (lambda: formats.quantize(x[:1], "q4"), ValueError, "q4 is for two elements at least"),
+        (lambda: formats.quantize(x[:1], "q4"), ValueError, "q4 is for arrays of 2 elements at least, got 1"),
         (
             lambda: formats.convert_(np.empty(3, np.float16), x),
             ValueError,
-            "convert_: target has shape (3,), its parameter has (4,)",
+            "convert_: target has shape (3,), source has (4,)",
         ),
         (
             lambda: formats.convert_(np.empty(4, np.int8), x),
@@ -272,7 +272,7 @@ def test_conversions_that_can_not_be() -> None:
         (
             lambda: formats.dequantize(np.zeros(4, np.uint8), np.ones(2, np.float32), (4,), "q8"),
             ValueError,
-            "dequantize: scale has shape (2,), the scales of its parameter are contiguous of shape (1,)",
+            "dequantize: scale has shape (2,), the scales of target are contiguous of shape (1,)",
         ),
     ):
         with pytest.raises(error) as caught:

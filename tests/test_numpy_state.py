@@ -127,15 +127,15 @@ WRONG: list[tuple[tuple[Any, ...], Any, type[Exception], str]] = [
     ),
     (
         ("state", "b", "exp_avg"),
-        np.zeros(4),
+        np.zeros(4, np.int32),
         ValueError,
-        "state['b']['exp_avg'] has dtype float64, its parameter has float32",
+        "state['b']['exp_avg'] has dtype int32, must be float64 or float32 or bfloat16 or float16",
     ),
     (
         ("state", "b", "swa"),
         np.zeros(4, object),
         ValueError,
-        "state['b']['swa'] has dtype object, its parameter has float32",
+        "state['b']['swa'] has dtype object, must be float64 or float32 or bfloat16 or float16",
     ),
 ]
 

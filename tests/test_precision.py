@@ -344,3 +344,22 @@ def test_averages_see_the_parameter_before_it_is_rounded(isa: str) -> None:
     for average in (opt.ema[0], opt.swa[0]):
         assert average.dtype == np.float32
         assert (average == np.float32(1) - np.float32(1e-4)).all()
+
+
+@pytest.mark.parametrize("fmt", ["bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["kahan", "master", "split"])
+def test_the_step_goes_on_from_what_was_written_by_hand(fmt: str, precision: str, isa: str) -> None:
+    """Masked, clamped, set: nothing that was kept beside the old number comes back."""
+    if (fmt, precision) == ("float16", "split"):
+        return
+    p, g = parameters((2000,), FLOATS[fmt]), gradients((2000,), FLOATS[fmt], 1)
+    opt = gradstep.SGD([p], lr=1e-2, precision=precision)
+    opt.step([g])
+    zero = np.zeros_like(g)
+    np.maximum(p, 0, out=p)
+    p[::7] *= 3
+    p[5:9] = (np.inf, -np.inf, 0.0, -0.0)
+    written = p.copy()
+    opt.step([zero])
+    changed = np.flatnonzero(p != written)
+    assert changed.size == 0, (changed[:5], p[changed[:5]], written[changed[:5]])

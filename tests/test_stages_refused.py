@@ -33,7 +33,7 @@ OPTIONS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (ADAMW, {"clip_norm": INF}, ValueError, "clip_norm"),
     (ADAMW, {"agc_eps": 0.1}, ValueError, "agc_eps needs agc"),
     (ADAMW, {"noise_decay": 0.5}, ValueError, "noise_decay needs noise"),
-    (ADAMW, {"seed": 3}, ValueError, "seed needs noise"),
+    (ADAMW, {"seed": 3}, ValueError, "seed needs noise, precision or state_rounding"),
     (ADAMW, {"centralize": 1}, TypeError, "centralize"),
     (ADAMW, {"cautious": "yes"}, TypeError, "cautious"),
     (ADAMW, {"zero_grad": 1}, TypeError, "zero_grad"),

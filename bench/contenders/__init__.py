@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .base import Contender, Run, UnsupportedError
+from .beside import Off, Throughout
 from .deepspeed_adam import DeepSpeedAdam
-from .gradstep_faces import Function, NoMath, Object, Off, TorchClass
+from .gradstep_faces import Function, Object, TorchClass
+from .no_math import NoMath
 from .numba_loop import NumbaLoop
 from .numpy_expression import NumpyExpression
 from .optax_jit import OptaxJit
@@ -14,7 +16,7 @@ from .torch_compile import TorchCompile
 from .torch_lamb import PytorchOptimizer
 from .torch_optim import TorchOptim
 
-__all__ = ["LIMIT", "Contender", "Off", "Run", "UnsupportedError", "contenders"]
+__all__ = ["LIMIT", "Contender", "Off", "Run", "Throughout", "UnsupportedError", "contenders"]
 
 LIMIT = NoMath()
 """Measured in every case: what the machine can do."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ..cases import Case
+from ..formats import Format
 from ..problem import Array, Problem
 from ..rules import Rule
 
@@ -56,6 +57,8 @@ class Contender(ABC):
     """Whether it is measured only when it is named."""
     whole: ClassVar[bool] = False
     """Whether it takes what stands around a rule."""
+    stores: ClassVar[bool] = False
+    """Whether it takes other formats than float32 and float64 throughout."""
     face: ClassVar[str] = ""
     """Which of gradstep's faces it is; empty: it is none."""
 
@@ -70,6 +73,10 @@ class Contender(ABC):
     def formula(self, rule: Rule) -> Callable[..., Any]:
         """Return what it is held to: the rule's formula, or its own."""
         return rule.formula
+
+    def form(self, asked: Format) -> Format:
+        """Return the format of its arrays: the one asked for, or its own."""
+        return asked
 
     @abstractmethod
     def prepare(self, problem: Problem) -> Run:

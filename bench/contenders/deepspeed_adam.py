@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numpy as np
-
+from ..formats import FLOAT32
 from ..problem import Problem
 from .base import Contender, Run, UnsupportedError
 from .torch_arrays import adopt
@@ -24,8 +23,8 @@ class DeepSpeedAdam(Contender):
     def prepare(self, problem: Problem) -> Run:
         if problem.rule.name not in ("adam", "adamw"):
             raise UnsupportedError(f"DeepSpeed's CPUAdam has no {problem.rule.name}")
-        if problem.dtype != np.float32:
-            raise UnsupportedError(f"DeepSpeed's CPUAdam is not for {problem.dtype}")
+        if problem.form != FLOAT32:
+            raise UnsupportedError(f"DeepSpeed's CPUAdam is not for {problem.form}")
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         cpu_adam: Any = functools.partial(DeepSpeedCPUAdam, adamw_mode=problem.rule.name == "adamw")

@@ -1,4 +1,4 @@
-"""gradstep: the functions, the optimizers for NumPy and for torch, and the loop without math that shows the machine's limit."""
+"""gradstep: the functions, and the optimizers for NumPy and for torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import gradstep
 from gradstep import _core, config
 
 from ..chains import COUNTS
+from ..formats import Format
 from ..problem import Problem
 from ..rules import NORM, Rule
 from .base import Contender, Run, UnsupportedError, norm_run
@@ -17,6 +18,8 @@ from .torch_arrays import adopt, tensors
 
 class Ours(Contender):
     """A face of gradstep, on an instruction set of its own if one is named."""
+
+    stores = True
 
     def __init__(self, isa: str | None = None) -> None:
         self.name = f"{self.face}@{isa}" if isa else self.face
@@ -41,6 +44,7 @@ class Function(Ours):
             return norm_run(functools.partial(gradstep.global_norm, problem.grads))
         _find(gradstep, problem.rule)
         function, settings, counts = problem.rule.function()
+        settings |= _of_function(problem.form, counts)
         single = len(problem.params) == 1
         params, grads = (problem.params[0], problem.grads[0]) if single else (problem.params, problem.grads)
         states = {name: arrays[0] if single else arrays for name, arrays in problem.states.items()}
@@ -65,10 +69,10 @@ class Object(Ours):
 
     def prepare(self, problem: Problem) -> Run:
         rule = problem.rule
-        optimizer = _find(gradstep, rule)(problem.params, **rule.settings, **rule.chain.options)
-        for i in range(len(problem.params)):
+        optimizer = _find(gradstep, rule)(problem.params, **rule.settings, **rule.chain.options, **problem.form.options)
+        for i, arrays in enumerate(problem.state):
             numbers = {count: 0 for name, count in COUNTS.items() if name in problem.states}
-            optimizer.state[i] = {"step": 0, **numbers, **{name: arrays[i] for name, arrays in problem.states.items()}}
+            optimizer.state[i] = {"step": 0, **numbers, **arrays}
         return Run(functools.partial(optimizer.step, problem.grads, **rule.chain.call), lambda: problem.params)
 
 
@@ -86,7 +90,7 @@ class TorchClass(Ours):
         rule = problem.rule
         if rule.name == NORM.name:
             return norm_run(functools.partial(gradstep.global_norm, [param.grad for param in tensors(problem)]))
-        optimizer, _ = adopt(_find(gradstep.torch, rule), problem, **rule.chain.options)
+        optimizer, _ = adopt(_find(gradstep.torch, rule), problem, **rule.chain.options, **problem.form.options)
         step = functools.partial(optimizer.step, **rule.chain.call) if rule.chain.call else optimizer.step
         return Run(step, lambda: problem.params)
 
@@ -97,23 +101,15 @@ class TorchClass(Ours):
         share_torch_threads()
 
 
-class Off(Contender):
-    """A face of gradstep that makes the rule's step alone: what the stages cost."""
-
-    def __init__(self, face: Contender) -> None:
-        self.name = f"{face.name} off"
-        self.about = f"{face.name}, the rule alone"
-        self.peer = face.name
-        self._face = face
-
-    def prepare(self, problem: Problem) -> Run:
-        return self._face.prepare(problem.alone())
-
-    def set_threads(self, n: int) -> None:
-        self._face.set_threads(n)
-
-    def enter(self) -> None:
-        self._face.enter()
+def _of_function(form: Format, counts: bool) -> dict[str, str]:
+    """Return the keywords of a function; the formats of its states are those of the arrays that it is given."""
+    if form.compressed:
+        raise UnsupportedError("the functions take no compressed states")
+    if form.beside:
+        raise UnsupportedError("the functions keep no array beside the parameter")
+    if form.precision == "stochastic" and not counts:
+        raise UnsupportedError("the function is not told the step, which random numbers depend on")
+    return {name: value for name, value in form.options.items() if name == "precision"}
 
 
 def _find(module: Any, rule: Rule) -> Any:
@@ -122,17 +118,3 @@ def _find(module: Any, rule: Rule) -> Any:
     if not hasattr(module, rule.optimizer):
         raise UnsupportedError(f"{module.__name__} has no {rule.optimizer}")
     return getattr(module, rule.optimizer)
-
-
-class NoMath(Ours):
-    """Reads and writes what the rule does and computes nothing."""
-
-    about = "a loop over the same memory that computes nothing: the machine's limit"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.name = "no math"
-
-    def prepare(self, problem: Problem) -> Run:
-        outputs = [problem.param_arena, *problem.state_arenas[: len(problem.rule.states)]]
-        return Run(functools.partial(_core.touch, outputs, [problem.grad_arena]), lambda: problem.params)

@@ -62,7 +62,7 @@ class NumbaLoop(Contender):
         if problem.rule.name in _NO_LOOPS:
             raise UnsupportedError(f"{problem.rule.name} is no loop over elements")
         loop = _compiled(problem.rule.formula, len(problem.states))
-        constants = problem.rule.constants(problem.dtype.type)
+        constants = problem.rule.constants(problem.form.numpy.type)
         streams = (problem.params, problem.grads, *problem.states.values())
         tensors = list(zip(*([array.reshape(-1) for array in stream] for stream in streams), strict=True))
         count = 0

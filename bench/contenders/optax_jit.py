@@ -57,7 +57,7 @@ class OptaxJit(Contender):
         import jax
         import optax
 
-        if problem.dtype == np.float64:
+        if problem.form.dtype == "float64":
             jax.config.update("jax_enable_x64", True)
         transform = _transform(problem.rule)
         processor = jax.devices("cpu")[0]

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..chains import COUNTS
-from ..problem import Problem
+from ..problem import Array, Problem
+
+if TYPE_CHECKING:
+    import torch
 
 _COUNTED = ("Adagrad", "Adam", "AdamW", "LAMB", "RMSprop")
+
+
+def tensor(array: Array) -> torch.Tensor:
+    """Return an array as a tensor that shares its memory."""
+    import torch
+
+    if array.dtype.name == "bfloat16":  # torch knows none of NumPy's
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def tensors(problem: Problem) -> list[Any]:
     """Return the problem's parameters, with their gradients."""
     import torch
 
-    params = [torch.nn.Parameter(torch.from_numpy(array)) for array in problem.params]
+    params = [torch.nn.Parameter(tensor(array)) for array in problem.params]
     for param, grad in zip(params, problem.grads, strict=True):
-        param.grad = torch.from_numpy(grad)
+        param.grad = tensor(grad)
     return params
 
 
@@ -27,7 +41,7 @@ def adopt(optimizer_class: Any, problem: Problem, **options: Any) -> tuple[Any, 
     params = tensors(problem)
     optimizer = optimizer_class(params, **problem.rule.settings, **options)
     for i, param in enumerate(params):
-        state = {name: torch.from_numpy(arrays[i]) for name, arrays in problem.states.items()}
+        state = {name: tensor(array) for name, array in problem.state[i].items()}
         counts = [count for name, count in COUNTS.items() if name in state]
         for count in [*counts, "step"] if problem.rule.optimizer in _COUNTED else counts:
             state[count] = torch.tensor(0.0)

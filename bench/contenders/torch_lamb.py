@@ -12,7 +12,7 @@ from .. import formulas
 from ..problem import Problem
 from ..rules import Rule
 from .base import Contender, Run, UnsupportedError
-from .torch_arrays import adopt, tensors
+from .torch_arrays import adopt, tensor, tensors
 from .torch_chain import Step
 
 
@@ -24,11 +24,9 @@ def lamb_step(problem: Problem, kind: str) -> tuple[Step, list[Any]]:
 
 class _Base:
     def __init__(self, problem: Problem, params: list[Any]) -> None:
-        import torch
-
         self.params = [param.detach() for param in params]
         self.grads = [param.grad for param in params]
-        self.exp_avgs, self.exp_avg_sqs = ([torch.from_numpy(array) for array in arrays] for arrays in _states(problem))
+        self.exp_avgs, self.exp_avg_sqs = ([tensor(array) for array in arrays] for arrays in _states(problem))
         settings = problem.rule.settings
         self.lr, self.eps, self.decay = settings["lr"], settings["eps"], settings["weight_decay"]
         self.beta1, self.beta2 = settings["betas"]

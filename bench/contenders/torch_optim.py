@@ -20,6 +20,7 @@ class TorchOptim(Contender):
     package = "torch"
     peer = "gradstep-torch"
     whole = True
+    stores = True
 
     def __init__(self, kind: str, about: str) -> None:
         self.name = f"torch-{kind}"
@@ -27,6 +28,8 @@ class TorchOptim(Contender):
         self._kind = kind
 
     def prepare(self, problem: Problem) -> Run:
+        if not problem.form.uniform:
+            raise UnsupportedError("torch's states have the dtype of their parameter, and it rounds to nearest")
         if problem.rule.name == NORM.name:
             return self._norm(problem)
         step, params = self._rule(problem)

@@ -11,7 +11,18 @@
 
 namespace gradstep {
 
-enum class Format : std::uint8_t { kFloat32, kFloat64, kFloat16, kBFloat16, kInt16, kQ8, kQ8Unsigned, kQ4, kQ4Unsigned };
+enum class Format : std::uint8_t {
+  kFloat32,
+  kFloat64,
+  kFloat16,
+  kBFloat16,
+  kInt16,
+  kFloat16Unsigned,
+  kQ8,
+  kQ8Unsigned,
+  kQ4,
+  kQ4Unsigned
+};
 
 // What becomes of the bits that a 16-bit parameter has no room for.
 enum class Precision : std::uint8_t { kNearest, kStochastic, kKahan, kMaster, kSplit };
@@ -95,6 +106,27 @@ struct Float16 {
     const std::uint32_t rest = bits & ~kSignBit;
     const std::uint32_t large = rest > kInfinityBits ? 0x7e00u | (rest >> 13 & 0x3ffu) : 0x7c00u;
     return static_cast<std::uint16_t>((bits & kSignBit) >> 16 | (rest >= 0x47800000u ? large : magnitude));
+  }
+};
+
+// Of a number that is never negative, and that an update divides by the root of: what is not zero stays so.
+struct Float16Unsigned {
+  using Stored = std::uint16_t;
+  template <class T>
+  GRADSTEP_HD static T decode(std::uint16_t stored) {
+    return Float16::decode<T>(stored);
+  }
+  template <class T>
+  GRADSTEP_HD static std::uint16_t encode(T number) {
+    return raised(Float16::encode(number), number > T(0));
+  }
+  GRADSTEP_HD static std::uint16_t encode_by_chance(float number, std::uint32_t draw) {
+    return raised(Float16::encode_by_chance(number, draw), number > 0);
+  }
+
+ private:
+  GRADSTEP_HD static std::uint16_t raised(std::uint16_t half, bool positive) {
+    return static_cast<std::uint16_t>(half | (half == 0 && positive ? 1 : 0));
   }
 };
 
@@ -183,13 +215,13 @@ using Q4Unsigned = Minifloat<4, 1, false>;
 // ---- the lists ------------------------------------------------------------------------------------------------------------
 
 // In the order of `Format`: formats of one number at a time, then those of blocks.
-using Formats = List<Float32, Float64, Float16, BFloat16, Int16>;
+using Formats = List<Float32, Float64, Float16, BFloat16, Int16, Float16Unsigned>;
 using Blocks = List<Q8, Q8Unsigned, Q4, Q4Unsigned>;
 
 constexpr bool is_compressed(Format format) { return format >= Format::kQ8; }
 constexpr bool is_half(Format format) { return format == Format::kFloat16 || format == Format::kBFloat16; }
 constexpr int bits_of(Format format) {
-  constexpr int kBits[] = {32, 64, 16, 16, 16, 8, 8, 4, 4};
+  constexpr int kBits[] = {32, 64, 16, 16, 16, 16, 8, 8, 4, 4};
   return kBits[static_cast<int>(format)];
 }
 constexpr std::int64_t block_of(Format format) { return bits_of(format) == 8 ? 256 : 128; }

@@ -129,7 +129,7 @@ struct Sweep {
   std::int64_t size;               // elements
   std::int64_t row;                // elements of a row, in the order of C; 0 where nothing asks for rows
   Format compute;                  // the type that rule and stages work in
-  std::uint64_t kind;              // formats, contiguity and rows: what pipelines depend on, of all that stands here
+  std::uint64_t kind;  // formats, contiguity, rows and compute type: what pipelines depend on, of all that stands here
 
   // Bytes of all operands together.
   std::int64_t bytes() const {
@@ -151,7 +151,7 @@ struct Work {
   const Sweep* sweep;
   const Pipeline* pipeline;
   Factors factors = {};
-  Sums* sums = nullptr;                // one a block
+  Sums* sums = nullptr;  // one a block
   std::uint32_t stream = 0, step = 0;  // of random numbers: the parameter's position and the number of its step
 };
 

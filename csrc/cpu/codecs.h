@@ -231,22 +231,37 @@ GRADSTEP_HD float rounded_to(Format half, T x) {
   return half == Format::kFloat16 ? Float16::decode<float>(Float16::encode(x)) : BFloat16::decode<float>(BFloat16::encode(x));
 }
 
-// p <- the number that p, as it is stored, and the rest stand for.
+// The largest rest that a number of 16 bits can leave: half a unit in its last place.
+GRADSTEP_HD float largest_rest(Format half, float p) {
+  const float binade = float_of(bits_of(p) & kInfinityBits);
+  if (half == Format::kBFloat16) return binade * 0x1p-8f;
+  return binade * 0x1p-11f > 0x1p-25f ? binade * 0x1p-11f : 0x1p-25f;
+}
+
+// p <- the number that p, as it is stored, and the rest stand for. A rest that is none of this p is left out: somebody has
+// written to p.
 template <class T>
 void join(Precision precision, Format half, std::int64_t size, T* p, const T* rest) {
   const auto each = [=](auto element) GRADSTEP_INLINE_LAMBDA { for_each(size, Ahead{0}, element, p); };
+  const auto by_format = [=](auto of_format) GRADSTEP_INLINE_LAMBDA {
+    half == Format::kFloat16 ? of_format(Format::kFloat16) : of_format(Format::kBFloat16);
+  };
   if (precision == Precision::kKahan) {
-    each([=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] += rest[i]; });
+    by_format([=](Format format) GRADSTEP_INLINE_LAMBDA {
+      each([=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
+        p[i] += magnitude(rest[i]) <= T(largest_rest(format, static_cast<float>(p[i]))) ? rest[i] : T(0);
+      });
+    });
   } else if (precision == Precision::kSplit) {
     each([=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
-      const auto lower = static_cast<std::uint32_t>(static_cast<std::int32_t>(rest[i]));
-      p[i] = T(float_of(bits_of(static_cast<float>(p[i])) + lower));
+      const auto upper = static_cast<float>(p[i]);
+      const float whole = float_of(bits_of(upper) + static_cast<std::uint32_t>(static_cast<std::int32_t>(rest[i])));
+      p[i] = T(bits_of(BFloat16::upper_half(whole)) == bits_of(upper) ? whole : upper);
     });
   } else {
-    const auto master = [=](Format format) GRADSTEP_INLINE_LAMBDA {
+    by_format([=](Format format) GRADSTEP_INLINE_LAMBDA {
       each([=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] = T(rounded_to(format, rest[i])) == p[i] ? rest[i] : p[i]; });
-    };
-    half == Format::kFloat16 ? master(Format::kFloat16) : master(Format::kBFloat16);
+    });
   }
 }
 

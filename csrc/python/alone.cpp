@@ -34,7 +34,10 @@ class Batch {
     } catch (Problem& problem) {
       refuse(name, problem);
     } catch (OperandProblem& problem) {
-      refuse(names.empty() ? name : names[static_cast<std::size_t>(problem.operand)], problem.problem);
+      if (names.empty()) refuse(name, problem.problem);
+      std::string& text = problem.problem.text;
+      if (const std::size_t at = text.find("its parameter"); at != std::string::npos) text.replace(at, 13, names[0]);
+      refuse(names[static_cast<std::size_t>(problem.operand)], problem.problem);
     }
     for (std::size_t k = 0; k < objects.size(); ++k) {
       if (roles.is_output(static_cast<int>(k)) && is_tensor(objects[k])) changed_.append(py::handle(objects[k]));

@@ -58,7 +58,8 @@ Format format_of(int k, const Roles& roles, const View& view, std::int64_t n) {
     return is_unsigned ? Format::kQ8Unsigned : Format::kQ8;
   }
   if (roles.has_rest() && k == roles.rest() && roles.precision == Precision::kSplit) return Format::kInt16;
-  return view.format();
+  const bool never_negative = k >= 2 && k < 2 + roles.n_states && (roles.unsigned_states >> (k - 2) & 1);
+  return never_negative && view.format() == Format::kFloat16 ? Format::kFloat16Unsigned : view.format();
 }
 
 void check_shape(int k, const Roles& roles, const View* views) {
@@ -220,7 +221,7 @@ void Entry::lay_out(const View* views) {
     }
     spans_[k] = {view.data + low, view.data + high};
   }
-  sweep_.kind = sweep_.row > 0;
+  sweep_.kind = (sweep_.row > 0 ? 1 : 0) | std::uint64_t{sweep_.compute == Format::kFloat64} << 63;
   for (int k = 0; k < sweep_.n_operands; ++k) {
     const Operand& operand = sweep_.operands[k];
     sweep_.kind |= static_cast<std::uint64_t>(static_cast<int>(operand.format) << 1 | (operand.strides ? 1 : 0)) << (5 * k + 1);
@@ -230,7 +231,7 @@ void Entry::lay_out(const View* views) {
     Operand& codes = sweep_.operands[2 + state];
     codes.scales = reinterpret_cast<float*>(views[roles_.scale_of(state)].data);
     const std::int64_t block = block_of(codes.format);
-    if (sweep_.row % block == 0) continue;
+    if (sweep_.row % block == 0 || sweep_.row == sweep_.size) continue;
     throw OperandProblem{2 + state,
                          {PyExc_ValueError, "is compressed in blocks of " + std::to_string(block) +
                                                 " elements: stages by row need rows of a multiple, its parameter has rows of " +

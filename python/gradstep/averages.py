@@ -53,15 +53,18 @@ class HoldsAverages(Holder):
         alike = [pair for pair in pairs if pair[0].dtype == pair[1].dtype]  # these change places, others lend their values
         params, averages = [param for param, _ in alike], [average for _, average in alike]
         lent = [(param, average, _copy(param)) for param, average in pairs if param.dtype != average.dtype]
-        self._begin_writing()
-        _core.swap(params, averages, type(self).__name__)
-        for param, average, _ in lent:
-            convert_(param, average)
+        swapped = False
         try:
+            self._begin_writing()
+            _core.swap(params, averages, type(self).__name__)
+            swapped = True
+            for param, average, _ in lent:
+                convert_(param, average)
             yield
         finally:
             self._begin_writing()
-            _core.swap(params, averages, type(self).__name__)
+            if swapped:
+                _core.swap(params, averages, type(self).__name__)
             for param, _, kept in lent:
                 convert_(param, kept)
 
@@ -83,7 +86,6 @@ class HoldsAverages(Holder):
             raise RuntimeError(
                 f"{type(self).__name__}: there are no averages yet; the option {option} keeps them, step by step"
             )
-        self._begin_writing()
         return params, averages
 
 

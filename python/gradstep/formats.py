@@ -20,6 +20,7 @@ AVERAGES = ("ema", "swa", "slow")
 LEAST_COMPRESSED = 4096
 """Elements from which on a state is compressed: under it there is nothing to save."""
 
+_STATES = frozenset(state for rule in _core.rules.values() for state in rule.states)
 _BLOCK = {"q8": 256, "q4": 128}
 _LARGEST = {("q8", False): 127, ("q8", True): 255, ("q4", False): 7, ("q4", True): 15}
 _PER_BYTE = {"q8": 1, "q4": 2}
@@ -59,19 +60,17 @@ def check_state_dtype(value: Any, states: tuple[str, ...] | list[str]) -> None:
         return
     if not isinstance(value, (str, Mapping)):
         raise TypeError(f"state_dtype must be a format or a dict of formats, got {value!r}")
-    for name, form in value.items() if isinstance(value, Mapping) else [("", value)]:
-        what = f"state_dtype[{name!r}]" if name else "state_dtype"
-        if form not in FORMATS:
+    subtracted = ("square_avg", "grad_avg") if "grad_avg" in states else ()
+    for name, form in value.items() if isinstance(value, Mapping) else [(None, value)]:
+        what = "state_dtype" if name is None else f"state_dtype[{name!r}]"
+        if not isinstance(form, str) or form not in FORMATS:
             raise ValueError(f"{what} must be one of {', '.join(map(repr, FORMATS))}, got {form!r}")
-        if name and name not in states and name not in AVERAGES:
+        if name is not None and name not in _STATES and name not in AVERAGES:
             raise ValueError(f"{what}: there is no such state, there are {', '.join(map(repr, (*states, *AVERAGES)))}")
         if name in AVERAGES and form not in FLOATS:
             raise ValueError(f"{what} must be one of {', '.join(map(repr, FLOATS))}, got {form!r}")
-        for subtracted in {"square_avg", "grad_avg"} & set(states) if "grad_avg" in states else ():
-            if form not in FLOATS and name in ("", subtracted):
-                raise ValueError(
-                    f"{what}={form!r}: centered RMSprop subtracts states, their difference would be lost in rounding"
-                )
+        if form not in FLOATS and subtracted and (name is None or name in subtracted):
+            raise ValueError(f"{what}={form!r}: centered RMSprop subtracts states, their difference would be lost in rounding")
 
 
 def arrays_of_state(
@@ -108,6 +107,15 @@ def arrays_of_state(
     size = math.prod(shape)
     if size < LEAST_COMPRESSED:
         return {name: Array(shape, computing, fill)}
+    return _compressed(name, form, size, fill)
+
+
+def compressed_arrays(name: str, size: int, part: str) -> list[Array]:
+    """Return what array `part` of the compressed state `name` of so many elements may be, a format each."""
+    return [_compressed(name, form, size, 0.0)[part] for form in _BLOCK]
+
+
+def _compressed(name: str, form: str, size: int, fill: float) -> dict[str, Array]:
     code = _LARGEST[form, is_unsigned(name)] if fill else 0
     return {
         name: Array((-(-size // _PER_BYTE[form]),), "uint8", code | code << 4 if form == "q4" else code),
@@ -170,9 +178,12 @@ def quantize(array: Any, form: Compressed, *, unsigned: bool = False) -> tuple[n
         True
 
     Raises:
-        ValueError: for another format, or an array without elements.
+        TypeError: for a complex array.
+        ValueError: for another format, or an array without elements; for one of a single element as q4.
     """
     given = np.ascontiguousarray(array)
+    if given.dtype.kind == "c":
+        raise TypeError("quantize: array is complex: quantize its parts, array.real and array.imag")
     size = given.size
     _check(form, size)
     codes = np.empty(-(-size // _PER_BYTE[form]), np.uint8)
@@ -207,5 +218,6 @@ def dequantize(
 def _check(form: str, size: int) -> None:
     if form not in _BLOCK:
         raise ValueError(f"the format must be 'q8' or 'q4', got {form!r}")
-    if size < 2 and form == "q4":
-        raise ValueError("q4 is for two elements at least")
+    least = 2 if form == "q4" else 1
+    if size < least:
+        raise ValueError(f"{form} is for arrays of {least} elements at least, got {size}")

@@ -121,7 +121,7 @@ class Optimizer(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, ABC):
             The statistics, if asked for. None otherwise.
 
         Raises:
-            TypeError: for gradients of another dtype than their parameter's.
+            TypeError: for gradients that are no floating-point numbers.
             ValueError: for gradients missing or left over, of the wrong shape, or sharing memory with what the step writes; for
                 settings out of range; for weights that are not finite, or do not add up to `total_weight`. Nothing has been
                 written then, and no state or step count has changed.
@@ -230,7 +230,7 @@ class Optimizer(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, ABC):
         return flat
 
     def _make_state(self, group: int, param: Any, names: list[str]) -> dict[str, Any]:
-        like, settings = np.asarray(param), self.param_groups[group]
+        like, settings = np.asarray(param), call(self.param_groups[group], self.steps)
         made: dict[str, Any] = {}
         for name in names:
             if name in NUMBERS:

@@ -99,7 +99,8 @@ _DECAYS = ("coupled", "decoupled", "independent")
 _ON_NONFINITE = ("propagate", "skip", "raise", "zero")
 _CORRECTIONS = (None, "bias", "warmup")
 _PRECISIONS = ("nearest", "stochastic", "kahan", "master", "split")
-_KEEPING = frozenset({"kahan", "master", "split"})  # an array beside the parameter
+_KEEPING = _PRECISIONS[2:]  # an array beside the parameter
+_RANDOM = ("noise", "precision", "state_rounding")  # what a seed may be for
 
 
 def make_stages(settings: Mapping[str, Any], *, decay: str, grad_scale: float = 1.0, momentum: bool = True) -> Stages:
@@ -186,7 +187,7 @@ def _kept_stages(settings: Mapping[str, Any]) -> Stages:
 
 
 def _rounding_stages(settings: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    precision, rounding = settings.get("precision") or "nearest", settings.get("state_rounding") or "nearest"
+    precision, rounding = (_given(settings, name, "nearest") for name in ("precision", "state_rounding"))
     if precision not in _PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(map(repr, _PRECISIONS))}, got {precision!r}")
     if rounding not in _PRECISIONS[:2]:
@@ -197,18 +198,13 @@ def _rounding_stages(settings: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     if rounding != "nearest":
         stages.append(("stochastic_states",))
     if settings.get("seed") is not None:
-        if not _draws(settings):
-            raise ValueError("seed needs noise, precision='stochastic' or state_rounding='stochastic'")
+        if settings.keys().isdisjoint(_RANDOM):
+            raise ValueError("seed needs noise, precision or state_rounding")
         seed = _count("seed", settings["seed"], 0)
         if seed >= 2**53:
             raise ValueError(f"seed must be below 2^53, got {seed!r}")
         stages.append(("seed", float(seed)))
     return stages
-
-
-def _draws(options: Mapping[str, Any]) -> bool:
-    """Whether anything is drawn at random."""
-    return "noise" in options or "stochastic" in (options.get("precision"), options.get("state_rounding"))
 
 
 def make_conditions(
@@ -265,18 +261,22 @@ def of_function(
     if unknown:
         raise TypeError(f"{function}() got an unexpected keyword argument {unknown[0]!r}")
     try:
-        if not steps and (
-            options.get("noise") is not None or "stochastic" in (options.get("precision"), options.get("state_rounding"))
-        ):
-            raise TypeError(
-                f"{'noise' if options.get('noise') is not None else 'stochastic rounding'} needs the number of the step"
-            )
+        if not steps:
+            _refuse_chance(options)
         if options.get("precision") in _KEEPING:
             raise ValueError(f"precision={options['precision']!r} keeps an array beside the parameter: take an optimizer")
         stages = make_stages({**settings, **(more or options)}, decay=decay, grad_scale=grad_scale, momentum=momentum)
         return stages, make_conditions(options)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{function}: {error}") from None
+
+
+def _refuse_chance(options: Mapping[str, Any]) -> None:
+    """Refuse options that draw random numbers, which follow from the number of the step."""
+    if options.get("noise") is not None:
+        raise TypeError("noise needs the number of the step")
+    if "stochastic" in (options.get("precision"), options.get("state_rounding")):
+        raise TypeError("stochastic rounding needs the number of the step")
 
 
 def check_weights(weights: tuple[Any, ...], total: float | None) -> tuple[float, ...]:
@@ -370,7 +370,7 @@ def _flag(settings: Mapping[str, Any], name: str) -> bool:
     return check_flag(name, settings.get(name, False))
 
 
-def _given(settings: Mapping[str, Any], name: str, default: float) -> Any:
+def _given(settings: Mapping[str, Any], name: str, default: Any) -> Any:
     value = settings.get(name)
     return default if value is None else value
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from gradstep.formats import FLOATS, compressed_arrays, scale_name
+
 NUMBERS: dict[str, int | float] = {"step": 0, "ema_count": 0, "swa_count": 0, "grad_norm_sq": 0.0}
 """States that are numbers, and where they begin: counts are integers."""
 
@@ -43,13 +45,29 @@ def read_state(where: str, state: Any, param: np.ndarray[Any, Any]) -> dict[str,
             continue
         if not isinstance(value, (np.ndarray, np.generic)):
             raise TypeError(f"{what} must be an array, got {type(value).__name__}")
-        if value.shape != param.shape:
-            raise ValueError(f"{what} has shape {value.shape}, its parameter has {param.shape}")
-        if value.dtype != param.dtype:
-            raise ValueError(f"{what} has dtype {value.dtype}, its parameter has {param.dtype}")
-        fresh[name] = np.empty_like(param, subok=False)
+        _check_array(what, name, value, state, param)
+        fresh[name] = np.empty_like(param, value.dtype, subok=False) if value.shape == param.shape else np.empty_like(value)
         fresh[name][...] = value
     return fresh
+
+
+def _check_array(what: str, name: str, value: Any, state: Mapping[str, Any], param: np.ndarray[Any, Any]) -> None:
+    """Refuse an array of a dtype or shape that no state of the parameter has."""
+    dtype = value.dtype.name
+    if scale_name(name) in state or name.removesuffix("_scale") in state.keys() - {name}:
+        expected = "float32" if name.endswith("_scale") else "uint8"
+        shapes = [array.shape for array in compressed_arrays(name.removesuffix("_scale"), param.size, name)]
+        if dtype != expected:
+            raise ValueError(f"{what} has dtype {dtype}, must be {expected}")
+        if value.shape not in shapes:
+            raise ValueError(f"{what} has shape {value.shape}, must have one of {', '.join(map(str, shapes))}")
+        return
+    if value.shape != param.shape:
+        raise ValueError(f"{what} has shape {value.shape}, its parameter has {param.shape}")
+    complex_one = param.dtype.kind == "c"
+    allowed = (param.dtype.name,) if complex_one else (*FLOATS, "int16") if name == "remainder" else FLOATS
+    if dtype not in allowed:
+        raise ValueError(f"{what} has dtype {dtype}, must be {' or '.join(allowed)}")
 
 
 def read_count(what: str, value: Any) -> int:
