@@ -162,8 +162,8 @@ class Optimizer(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, ABC):
             settings = {**settings, "on_nonfinite": "zero"}
         try:
             kernel = self.kernel(settings, grad_scale)
-            if "state_dtype" in settings:
-                check_state_dtype(settings["state_dtype"], kernel.rule.states)
+            if "state_dtype" in group:
+                check_state_dtype(group["state_dtype"], kernel.rule.states)
             return kernel
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from None
@@ -230,7 +230,7 @@ class Optimizer(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, ABC):
         return flat
 
     def _make_state(self, group: int, param: Any, names: list[str]) -> dict[str, Any]:
-        like, settings = np.asarray(param), call(self.param_groups[group], self.steps)
+        like, settings = np.asarray(param), self.param_groups[group]
         made: dict[str, Any] = {}
         for name in names:
             if name in NUMBERS:
