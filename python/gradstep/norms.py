@@ -27,7 +27,7 @@ def global_norm(arrays: Arrays) -> float:
     the same bits on every instruction set and any number of threads. (Squares of float64 numbers over 1e154 overflow, as in torch.)
 
     Args:
-        arrays: an array, or a sequence of arrays; float32 or float64. Only read.
+        arrays: an array, or a sequence of arrays; float64, float32, float16 or bfloat16. Only read.
 
     Raises:
         TypeError: for what is no array, or of another dtype.
@@ -53,7 +53,7 @@ def clip_grad_norm_(grads: Array | Iterable[Array], max_norm: float, *, error_if
     The optimizers' option `clip_norm` does the same on the way, without writing the gradients.
 
     Args:
-        grads: an array, or a sequence of arrays; float32 or float64. Updated in place.
+        grads: an array, or a sequence of arrays; float64, float32, float16 or bfloat16. Updated in place.
         max_norm: the largest norm.
         error_if_nonfinite: raise for a norm that is infinite or NaN. Otherwise gradients become zero or NaN, as in torch.
 

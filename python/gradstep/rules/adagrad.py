@@ -44,8 +44,8 @@ def adagrad_(
         p <- p - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
 
     Args:
-        param: array of any shape, or a sequence of arrays; float32 or float64. Updated in place.
-        grad: like `param`, of the same shape and dtype. Written by the option `zero_grad` alone.
+        param: array of any shape, or a sequence of arrays; float64, float32, float16 or bfloat16. Updated in place.
+        grad: of the shape of `param`, and any of these dtypes, as the states. Written by the option `zero_grad` alone.
         sum: s, like `param`; zeros, or another initial value, before step 1 (Keras and optax begin with 0.1). Updated in place.
         step: t, the number of this step, from 1; an int, or one for each array. Needed with `lr_decay`.
         lr: learning rate.

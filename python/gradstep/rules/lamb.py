@@ -69,8 +69,8 @@ def lamb_(
     * optax: the default; Keras: ``decay_in_ratio=False``.
 
     Args:
-        param: array of any shape, or a sequence of arrays; float32 or float64. Updated in place.
-        grad: like `param`, of the same shape and dtype. Written by the option `zero_grad` alone.
+        param: array of any shape, or a sequence of arrays; float64, float32, float16 or bfloat16. Updated in place.
+        grad: of the shape of `param`, and any of these dtypes, as the states. Written by the option `zero_grad` alone.
         exp_avg: m, like `param`; zeros before step 1. Updated in place.
         exp_avg_sq: v, like `param`; zeros before step 1. Updated in place.
         step: t, the number of this step, from 1; an int, or one for each array.
@@ -90,7 +90,7 @@ def lamb_(
         None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
 
     Raises:
-        TypeError: for dtypes other than float32 and float64, or different ones within a parameter.
+        TypeError: for other dtypes than these.
         ValueError: for settings out of range, different shapes or lengths, read-only, misaligned or overlapping memory. Nothing
             has been written then.
 

@@ -58,8 +58,8 @@ def lars_(
     a change acts with a delay).
 
     Args:
-        param: array of any shape, or a sequence of arrays; float32 or float64. Updated in place.
-        grad: like `param`, of the same shape and dtype. Written by the option `zero_grad` alone.
+        param: array of any shape, or a sequence of arrays; float64, float32, float16 or bfloat16. Updated in place.
+        grad: of the shape of `param`, and any of these dtypes, as the states. Written by the option `zero_grad` alone.
         momentum_buffer: b, like `param`. What it holds before step 1 does not matter. Updated in place.
         step: the number of this step, from 1; an int, or one for each array. None stands for any but the first.
         lr: learning rate.
@@ -77,7 +77,7 @@ def lars_(
         None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
 
     Raises:
-        TypeError: for dtypes other than float32 and float64, or different ones within a parameter.
+        TypeError: for other dtypes than these.
         ValueError: for settings out of range, different shapes or lengths, read-only, misaligned or overlapping memory. Nothing
             has been written then.
 

@@ -44,8 +44,8 @@ def lion_(
     The sign of 0 is 0, that of NaN is NaN.
 
     Args:
-        param: array of any shape, or a sequence of arrays; float32 or float64. Updated in place.
-        grad: like `param`, of the same shape and dtype. Written by the option `zero_grad` alone.
+        param: array of any shape, or a sequence of arrays; float64, float32, float16 or bfloat16. Updated in place.
+        grad: of the shape of `param`, and any of these dtypes, as the states. Written by the option `zero_grad` alone.
         exp_avg: m, like `param`; zeros before step 1. Updated in place.
         lr: learning rate: every element moves by it; 3 to 10 times smaller than AdamW's.
         betas: weight of m in the update, and its decay rate a step, each in [0, 1).
@@ -59,7 +59,7 @@ def lion_(
         None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
 
     Raises:
-        TypeError: for dtypes other than float32 and float64, or different ones within a parameter.
+        TypeError: for other dtypes than these.
         ValueError: for settings out of range, different shapes or lengths, read-only, misaligned or overlapping memory. Nothing
             has been written then.
 

@@ -53,8 +53,8 @@ def novograd_(
     (optax has the paper's form with beta2 = 0.25; Apex corrects the bias of n and m and decays outside m, which is not offered.)
 
     Args:
-        param: array of any shape, or a sequence of arrays; float32 or float64. Updated in place.
-        grad: like `param`, of the same shape and dtype. Written by the option `zero_grad` alone.
+        param: array of any shape, or a sequence of arrays; float64, float32, float16 or bfloat16. Updated in place.
+        grad: of the shape of `param`, and any of these dtypes, as the states. Written by the option `zero_grad` alone.
         exp_avg: m, like `param`; zeros before step 1. Updated in place.
         grad_norm_sq: n, an array of one number, or a sequence of them. What it holds before step 1 does not matter. Updated in
             place.
@@ -72,7 +72,7 @@ def novograd_(
         None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
 
     Raises:
-        TypeError: for dtypes other than float32 and float64, or different ones within a parameter.
+        TypeError: for other dtypes than these.
         ValueError: for settings out of range, different shapes or lengths, read-only, misaligned or overlapping memory. Nothing
             has been written then.
 

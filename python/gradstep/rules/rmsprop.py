@@ -55,8 +55,8 @@ def rmsprop_(
         p <- p - lr b
 
     Args:
-        param: array of any shape, or a sequence of arrays; float32 or float64. Updated in place.
-        grad: like `param`, of the same shape and dtype. Written by the option `zero_grad` alone.
+        param: array of any shape, or a sequence of arrays; float64, float32, float16 or bfloat16. Updated in place.
+        grad: of the shape of `param`, and any of these dtypes, as the states. Written by the option `zero_grad` alone.
         square_avg: v, like `param`; zeros before step 1. Updated in place.
         momentum_buffer: b, like `param`; zeros before step 1; needed with momentum. Updated in place.
         grad_avg: a, like `param`; zeros before step 1; needed if centered. Updated in place.

@@ -54,8 +54,8 @@ def sgd_(
         p <- p - lr (g + momentum b)                     with Nesterov momentum
 
     Args:
-        param: array of any shape, or a sequence of arrays; float32 or float64. Updated in place.
-        grad: like `param`, of the same shape and dtype. Written by the option `zero_grad` alone.
+        param: array of any shape, or a sequence of arrays; float64, float32, float16 or bfloat16. Updated in place.
+        grad: of the shape of `param`, and any of these dtypes, as the states. Written by the option `zero_grad` alone.
         momentum_buffer: b, like `param`; needed with momentum. What it holds before step 1 does not matter. Updated in place.
         step: the number of this step, from 1; an int, or one for each array. At step 1 the buffer becomes the gradient, not
             dampened, as in torch. None stands for any later step: with a buffer of zeros, that is how Keras and optax begin.
