@@ -61,7 +61,7 @@ def adagrad_(
         None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
 
     Raises:
-        TypeError: for dtypes other than float32 and float64, or different ones within a parameter; for `lr_decay` without `step`.
+        TypeError: for other dtypes than these; for `lr_decay` without `step`.
         ValueError: for settings out of range, different shapes or lengths, read-only, misaligned or overlapping memory. Nothing
             has been written then.
 

@@ -73,7 +73,7 @@ def sgd_(
         None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
 
     Raises:
-        TypeError: for dtypes other than float32 and float64, or different ones within a parameter; for momentum without a buffer.
+        TypeError: for other dtypes than these; for momentum without a buffer.
         ValueError: for settings out of range, different shapes or lengths, read-only, misaligned or overlapping memory. Nothing
             has been written then.
 
