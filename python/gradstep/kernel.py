@@ -19,12 +19,3 @@ class Kernel(NamedTuple):
     """The rule's settings, in the order of its fields."""
     stages: Stages
     """Tuples (name, value, ...)."""
-
-
-def pair(name: str, values: tuple[float, float]) -> tuple[float, float]:
-    """Return `values` if there are two."""
-    try:
-        first, second = values
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be two numbers, got {values!r}") from None
-    return first, second

@@ -23,8 +23,8 @@ Stages = tuple[tuple[Any, ...], ...]
 Conditions = tuple[float | None, str, bool, bool, tuple[float, ...] | None]
 
 
-class StepOptions(TypedDict, total=False):
-    """Options of one step of anything: of the functions, and of the optimizers."""
+class FunctionOptions(TypedDict, total=False):
+    """Options of one step: of the functions, and of the optimizers."""
 
     clip_norm: float | None
     """Largest norm of all gradients together."""
@@ -70,7 +70,7 @@ class StepOptions(TypedDict, total=False):
     """How states of 16 bits or less are rounded."""
 
 
-class Options(StepOptions, total=False):
+class Options(FunctionOptions, total=False):
     """Options of the optimizers: those of a step, and what keeps arrays beside the parameters."""
 
     state_dtype: StateFormat | Mapping[str, StateFormat] | None
@@ -170,7 +170,7 @@ def _kept_stages(settings: Mapping[str, Any]) -> Stages:
     get = settings.get
     stages: list[tuple[Any, ...]] = []
     if get("lookahead") is not None:
-        steps, alpha = _two(settings, "lookahead")
+        steps, alpha = pair("lookahead", settings["lookahead"])
         steps = _count("lookahead[0]", steps, 1)
         if not _is_number(alpha) or not 0 < alpha <= 1:
             raise ValueError(f"lookahead[1] must be in (0, 1], got {alpha!r}")
@@ -181,7 +181,7 @@ def _kept_stages(settings: Mapping[str, Any]) -> Stages:
             raise ValueError(f"ema_correction must be None, 'bias' or 'warmup', got {correction!r}")
         stages.append(("ema", settings["ema_decay"], _CORRECTIONS.index(correction)))
     if get("swa") is not None:
-        start, every = _two(settings, "swa")
+        start, every = pair("swa", settings["swa"])
         stages.append(("swa", _count("swa[0]", start, 0), _count("swa[1]", every, 1)))
     return tuple(stages)
 
@@ -233,50 +233,18 @@ def make_conditions(
     return clip_norm, "propagate" if on_nonfinite == "zero" else on_nonfinite, bool(stats), zero_grad, weights
 
 
-def of_function(
-    function: str,
-    options: Mapping[str, Any],
-    *,
-    maximize: bool,
-    weight_decay: float,
-    decay: str,
-    grad_scale: float,
-    momentum: bool = True,
-    steps: bool = True,
-    more: Mapping[str, Any] | None = None,
-) -> tuple[Stages, Conditions | None]:
-    """Return the stages and conditions of a call of a function; the names of errors begin with `function`.
-
-    Args:
-        function: its name.
-        options: keywords that it got beside its own.
-        maximize, weight_decay, decay, grad_scale, momentum: see `make_stages`.
-        steps: whether the function is told the number of the step, as noise needs.
-        more: options, those of `options` and others that the rule adds.
-    """
-    settings = {"maximize": maximize, "weight_decay": weight_decay}
-    if not options and not more:
-        return make_stages(settings, decay=decay, grad_scale=grad_scale), None
-    unknown = [name for name in options if name not in StepOptions.__annotations__]
-    if unknown:
-        raise TypeError(f"{function}() got an unexpected keyword argument {unknown[0]!r}")
-    try:
-        if not steps:
-            _refuse_chance(options)
-        if options.get("precision") in _KEEPING:
-            raise ValueError(f"precision={options['precision']!r} keeps an array beside the parameter: take an optimizer")
-        stages = make_stages({**settings, **(more or options)}, decay=decay, grad_scale=grad_scale, momentum=momentum)
-        return stages, make_conditions(options)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{function}: {error}") from None
-
-
-def _refuse_chance(options: Mapping[str, Any]) -> None:
+def refuse_chance(options: Mapping[str, Any]) -> None:
     """Refuse options that draw random numbers, which follow from the number of the step."""
     if options.get("noise") is not None:
         raise TypeError("noise needs the number of the step")
     if "stochastic" in (options.get("precision"), options.get("state_rounding")):
         raise TypeError("stochastic rounding needs the number of the step")
+
+
+def refuse_keeping(options: Mapping[str, Any]) -> None:
+    """Refuse options that keep an array beside the parameter."""
+    if options.get("precision") in _KEEPING:
+        raise ValueError(f"precision={options['precision']!r} keeps an array beside the parameter: take an optimizer")
 
 
 def check_weights(weights: tuple[Any, ...], total: float | None) -> tuple[float, ...]:
@@ -375,16 +343,21 @@ def _given(settings: Mapping[str, Any], name: str, default: Any) -> Any:
     return default if value is None else value
 
 
-def _two(settings: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+def pair(name: str, values: Any) -> tuple[Any, Any]:
+    """Return `values` if there are two.
+
+    Raises:
+        TypeError: if not.
+    """
     try:
-        first, second = settings[name]
+        first, second = values
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be two numbers, got {settings[name]!r}") from None
+        raise TypeError(f"{name} must be two numbers, got {values!r}") from None
     return first, second
 
 
 def _ordered(settings: Mapping[str, Any], name: str) -> tuple[float, float]:
-    low, high = _two(settings, name)
+    low, high = pair(name, settings[name])
     least = 0.0 if name == "trust_ratio" else -math.inf
     low = least if low is None else check_number(f"{name}[0]", low)
     high = math.inf if high is None else check_number(f"{name}[1]", high)

@@ -6,19 +6,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gradstep import _core
+from gradstep.functional import update
 from gradstep.kernel import Kernel
 from gradstep.numpy import Optimizer
-from gradstep.options import Options, Stages, StepOptions, check_number, make_stages, of_function
+from gradstep.options import FunctionOptions, Options, check_number, make_stages
 from gradstep.typing import Arrays, LearningRate, Params, Steps
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _ADAGRAD = _core.rules["adagrad"]
-
-
-def _kernel(lr: float, lr_decay: float, eps: float, stages: Stages) -> Kernel:
-    return Kernel(_ADAGRAD, (lr, lr_decay, eps), stages)
 
 
 def adagrad_(
@@ -33,7 +30,7 @@ def adagrad_(
     eps: float = 1e-10,
     maximize: bool = False,
     grad_scale: float = 1.0,
-    **options: Unpack[StepOptions],
+    **options: Unpack[FunctionOptions],
 ) -> bool | None:
     r"""Update parameters in place by one step of Adagrad.
 
@@ -55,7 +52,7 @@ def adagrad_(
         maximize: follow the gradient instead of descending along it.
 
         grad_scale: number that the gradient is multiplied by on its way into the update.
-        options: what happens around the rule: see `gradstep.options.StepOptions`.
+        options: what happens around the rule: see `gradstep.options.FunctionOptions`.
 
     Returns:
         None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
@@ -77,25 +74,8 @@ def adagrad_(
     """
     if lr_decay != 0 and step is None:
         raise TypeError("adagrad_: lr_decay needs step")
-    stages, conditions = of_function(
-        "adagrad_",
-        options,
-        maximize=maximize,
-        weight_decay=weight_decay,
-        decay="coupled",
-        grad_scale=grad_scale,
-        momentum=False,
-        steps=step is not None,
-    )
-    return _core.update(
-        "adagrad_",
-        _kernel(lr, lr_decay, eps, stages),
-        param,
-        grad,
-        (sum,),
-        step,
-        conditions,
-    )
+    settings = {"lr": lr, "lr_decay": lr_decay, "weight_decay": weight_decay, "eps": eps, "maximize": maximize}
+    return update("adagrad_", Adagrad, param, grad, (sum,), step, settings, grad_scale, options)
 
 
 class Adagrad(Optimizer):
@@ -151,10 +131,11 @@ class Adagrad(Optimizer):
     @staticmethod
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
-        if not check_number("initial_accumulator_value", settings["initial_accumulator_value"]) >= 0:
-            raise ValueError(f"initial_accumulator_value must be >= 0, got {settings['initial_accumulator_value']!r}")
+        initial = settings.get("initial_accumulator_value", 0.0)
+        if not check_number("initial_accumulator_value", initial) >= 0:
+            raise ValueError(f"initial_accumulator_value must be >= 0, got {initial!r}")
         stages = make_stages(settings, decay="coupled", grad_scale=grad_scale, momentum=False)
-        return _kernel(settings["lr"], settings["lr_decay"], settings["eps"], stages)
+        return Kernel(_ADAGRAD, (settings["lr"], settings["lr_decay"], settings["eps"]), stages)
 
     @classmethod
     def initial_state(cls, name: str, settings: Mapping[str, Any]) -> float:  # noqa: ARG003

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gradstep import _core
-from gradstep.kernel import Kernel, pair
+from gradstep.functional import update
+from gradstep.kernel import Kernel
 from gradstep.numpy import Optimizer
-from gradstep.options import Options, Stages, StepOptions, make_stages, of_function
+from gradstep.options import FunctionOptions, Options, make_stages, pair
 from gradstep.typing import Arrays, LearningRate, Params, Steps
 
 if TYPE_CHECKING:
@@ -18,8 +19,10 @@ _ADAM = _core.rules["adam"]
 _AMSGRAD = _core.rules["adam_amsgrad"]
 
 
-def _kernel(lr: float, betas: tuple[float, float], eps: float, amsgrad: bool, stages: Stages) -> Kernel:
-    return Kernel(_AMSGRAD if amsgrad else _ADAM, (lr, *betas, eps), stages)
+def _kernel(settings: Mapping[str, Any], decay: str, grad_scale: float) -> Kernel:
+    betas = pair("betas", settings["betas"])
+    stages = make_stages(settings, decay=decay, grad_scale=grad_scale, momentum=betas[0] != 0)
+    return Kernel(_AMSGRAD if settings["amsgrad"] else _ADAM, (settings["lr"], *betas, settings["eps"]), stages)
 
 
 def adam_(
@@ -36,7 +39,7 @@ def adam_(
     maximize: bool = False,
     max_exp_avg_sq: Arrays | None = None,
     grad_scale: float = 1.0,
-    **options: Unpack[StepOptions],
+    **options: Unpack[FunctionOptions],
 ) -> bool | None:
     r"""Update parameters in place by one step of Adam, with coupled weight decay.
 
@@ -63,7 +66,7 @@ def adam_(
         max_exp_avg_sq: w, like `param`; zeros before step 1. Given, the step is AMSGrad's.
 
         grad_scale: number that the gradient is multiplied by on its way into the update.
-        options: what happens around the rule: see `gradstep.options.StepOptions`.
+        options: what happens around the rule: see `gradstep.options.FunctionOptions`.
 
     Returns:
         None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
@@ -84,24 +87,16 @@ def adam_(
         Kingma and Ba, arXiv:1412.6980; Reddi et al., arXiv:1904.09237; `torch.optim.Adam`.
     """
     amsgrad = max_exp_avg_sq is not None
-    betas = pair("betas", betas)
-    stages, conditions = of_function(
+    return update(
         "adam_",
-        options,
-        maximize=maximize,
-        weight_decay=weight_decay,
-        decay="coupled",
-        grad_scale=grad_scale,
-        momentum=betas[0] != 0,
-    )
-    return _core.update(
-        "adam_",
-        _kernel(lr, betas, eps, amsgrad, stages),
+        Adam,
         param,
         grad,
         (exp_avg, exp_avg_sq, max_exp_avg_sq) if amsgrad else (exp_avg, exp_avg_sq),
         step,
-        conditions,
+        {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad, "maximize": maximize},
+        grad_scale,
+        options,
     )
 
 
@@ -119,7 +114,7 @@ def adamw_(
     maximize: bool = False,
     max_exp_avg_sq: Arrays | None = None,
     grad_scale: float = 1.0,
-    **options: Unpack[StepOptions],
+    **options: Unpack[FunctionOptions],
 ) -> bool | None:
     r"""Update parameters in place by one step of AdamW: Adam with decoupled weight decay.
 
@@ -146,7 +141,7 @@ def adamw_(
         max_exp_avg_sq: w, like `param`; zeros before step 1. Given, the step is AMSGrad's.
 
         grad_scale: number that the gradient is multiplied by on its way into the update.
-        options: what happens around the rule: see `gradstep.options.StepOptions`.
+        options: what happens around the rule: see `gradstep.options.FunctionOptions`.
 
     Returns:
         None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
@@ -167,24 +162,16 @@ def adamw_(
         Loshchilov and Hutter, arXiv:1711.05101; `torch.optim.AdamW`.
     """
     amsgrad = max_exp_avg_sq is not None
-    betas = pair("betas", betas)
-    stages, conditions = of_function(
+    return update(
         "adamw_",
-        options,
-        maximize=maximize,
-        weight_decay=weight_decay,
-        decay="decoupled",
-        grad_scale=grad_scale,
-        momentum=betas[0] != 0,
-    )
-    return _core.update(
-        "adamw_",
-        _kernel(lr, betas, eps, amsgrad, stages),
+        AdamW,
         param,
         grad,
         (exp_avg, exp_avg_sq, max_exp_avg_sq) if amsgrad else (exp_avg, exp_avg_sq),
         step,
-        conditions,
+        {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad, "maximize": maximize},
+        grad_scale,
+        options,
     )
 
 
@@ -234,9 +221,7 @@ class Adam(Optimizer):
     @staticmethod
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
-        betas = pair("betas", settings["betas"])
-        stages = make_stages(settings, decay="coupled", grad_scale=grad_scale, momentum=betas[0] != 0)
-        return _kernel(settings["lr"], betas, settings["eps"], settings["amsgrad"], stages)
+        return _kernel(settings, "coupled", grad_scale)
 
 
 class AdamW(Optimizer):
@@ -286,6 +271,4 @@ class AdamW(Optimizer):
     @staticmethod
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
-        betas = pair("betas", settings["betas"])
-        stages = make_stages(settings, decay="decoupled", grad_scale=grad_scale, momentum=betas[0] != 0)
-        return _kernel(settings["lr"], betas, settings["eps"], settings["amsgrad"], stages)
+        return _kernel(settings, "decoupled", grad_scale)

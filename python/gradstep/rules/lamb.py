@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gradstep import _core
-from gradstep.kernel import Kernel, pair
+from gradstep.functional import update
+from gradstep.kernel import Kernel
 from gradstep.numpy import Optimizer
-from gradstep.options import Options, Stages, StepOptions, check_flag, make_stages, of_function
+from gradstep.options import FunctionOptions, Options, check_flag, make_stages, pair
 from gradstep.typing import Arrays, LearningRate, Params, Steps
 
 if TYPE_CHECKING:
@@ -17,19 +18,12 @@ if TYPE_CHECKING:
 _LAMB = _core.rules["lamb"]
 
 
-def _kernel(
-    lr: float, betas: tuple[float, float], eps: float, bias_correction: bool, grad_averaging: bool, stages: Stages
-) -> Kernel:
-    flags = check_flag("bias_correction", bias_correction), check_flag("grad_averaging", grad_averaging)
-    return Kernel(_LAMB, (lr, *betas, eps, *map(float, flags)), stages)
-
-
-def _trusting(options: Mapping[str, Any], weight_decay: float, always_adapt: bool, decay_in_ratio: bool) -> dict[str, Any]:
-    """Return the options with the trust ratio on, unless there is to be none."""
-    adapt = check_flag("always_adapt", always_adapt) or weight_decay != 0
-    decay_in_ratio = check_flag("decay_in_ratio", decay_in_ratio)
-    options = {name: value for name, value in options.items() if name != "trust_ratio" or value is not None}
-    return {"trust_ratio": adapt, **options, "decay_in_ratio": decay_in_ratio} if adapt else {**options, "trust_ratio": False}
+def _trusting(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with the trust ratio on, unless there is to be none."""
+    adapt = check_flag("always_adapt", settings["always_adapt"]) or settings["weight_decay"] != 0
+    check_flag("decay_in_ratio", settings["decay_in_ratio"])
+    given = {name: value for name, value in settings.items() if name != "trust_ratio" or value is not None}
+    return {"trust_ratio": adapt, **given} if adapt else {**given, "trust_ratio": False}
 
 
 def lamb_(
@@ -49,7 +43,7 @@ def lamb_(
     decay_in_ratio: bool = True,
     maximize: bool = False,
     grad_scale: float = 1.0,
-    **options: Unpack[StepOptions],
+    **options: Unpack[FunctionOptions],
 ) -> bool | None:
     r"""Update parameters in place by one step of LAMB.
 
@@ -84,7 +78,7 @@ def lamb_(
         decay_in_ratio: the decay is part of the update that the ratio looks at and scales; otherwise it stands beside.
         maximize: follow the gradient instead of descending along it.
         grad_scale: number that the gradient is multiplied by on its way into the update.
-        options: what happens around the rule: see `gradstep.options.StepOptions`. `trust_ratio` may limit the ratio.
+        options: what happens around the rule: see `gradstep.options.FunctionOptions`. `trust_ratio` may limit the ratio.
 
     Returns:
         None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
@@ -104,26 +98,18 @@ def lamb_(
     References:
         You et al., arXiv:1904.00962, Algorithm 2; `apex.optimizers.FusedLAMB`; `optax.lamb`.
     """
-    betas = pair("betas", betas)
-    stages, conditions = of_function(
-        "lamb_",
-        options,
-        maximize=maximize,
-        weight_decay=weight_decay,
-        decay="decoupled",
-        grad_scale=grad_scale,
-        momentum=betas[0] != 0,
-        more=_trusting(options, weight_decay, always_adapt, decay_in_ratio),
-    )
-    return _core.update(
-        "lamb_",
-        _kernel(lr, betas, eps, bias_correction, grad_averaging, stages),
-        param,
-        grad,
-        (exp_avg, exp_avg_sq),
-        step,
-        conditions,
-    )
+    settings = {
+        "lr": lr,
+        "betas": betas,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "bias_correction": bias_correction,
+        "grad_averaging": grad_averaging,
+        "always_adapt": always_adapt,
+        "decay_in_ratio": decay_in_ratio,
+        "maximize": maximize,
+    }
+    return update("lamb_", LAMB, param, grad, (exp_avg, exp_avg_sq), step, settings, grad_scale, options)
 
 
 class LAMB(Optimizer):
@@ -184,8 +170,7 @@ class LAMB(Optimizer):
     @staticmethod
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
-        get = settings.__getitem__
-        trusting = _trusting(settings, get("weight_decay"), get("always_adapt"), get("decay_in_ratio"))
-        betas = pair("betas", get("betas"))
-        stages = make_stages(trusting, decay="decoupled", grad_scale=grad_scale, momentum=betas[0] != 0)
-        return _kernel(get("lr"), betas, get("eps"), get("bias_correction"), get("grad_averaging"), stages)
+        betas = pair("betas", settings["betas"])
+        stages = make_stages(_trusting(settings), decay="decoupled", grad_scale=grad_scale, momentum=betas[0] != 0)
+        flags = (float(check_flag(name, settings[name])) for name in ("bias_correction", "grad_averaging"))
+        return Kernel(_LAMB, (settings["lr"], *betas, settings["eps"], *flags), stages)

@@ -5,26 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gradstep import _core
+from gradstep.functional import update
 from gradstep.kernel import Kernel
 from gradstep.numpy import Optimizer
-from gradstep.options import Options, Stages, StepOptions, check_number, make_stages, of_function
+from gradstep.options import FunctionOptions, Options, make_stages
+from gradstep.rules.sgd import momentum_rule
 from gradstep.typing import Arrays, LearningRate, Params, Steps
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-_MOMENTUM = _core.rules["sgd_momentum"]
-_NESTEROV = _core.rules["sgd_nesterov"]
-
-
-def _kernel(
-    lr: float, momentum: float, dampening: float, nesterov: bool, trust_coefficient: float, eps: float, stages: Stages
-) -> Kernel:
-    if nesterov and (check_number("momentum", momentum) <= 0 or dampening != 0):
-        raise ValueError("Nesterov momentum requires a momentum and zero dampening")
-    rule = _NESTEROV if nesterov else _MOMENTUM
-    return Kernel(rule, (lr, momentum, dampening), (*stages, ("lars", trust_coefficient, eps)))
 
 
 def lars_(
@@ -42,7 +31,7 @@ def lars_(
     eps: float = 0.0,
     maximize: bool = False,
     grad_scale: float = 1.0,
-    **options: Unpack[StepOptions],
+    **options: Unpack[FunctionOptions],
 ) -> bool | None:
     r"""Update parameters in place by one step of LARS.
 
@@ -71,7 +60,7 @@ def lars_(
         eps: added to the denominator.
         maximize: follow the gradient instead of descending along it.
         grad_scale: number that the gradient is multiplied by on its way into the update.
-        options: what happens around the rule: see `gradstep.options.StepOptions`.
+        options: what happens around the rule: see `gradstep.options.FunctionOptions`.
 
     Returns:
         None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
@@ -91,25 +80,17 @@ def lars_(
     References:
         You et al., arXiv:1708.03888, Algorithm 1.
     """
-    stages, conditions = of_function(
-        "lars_",
-        options,
-        maximize=maximize,
-        weight_decay=weight_decay,
-        decay="coupled",
-        grad_scale=grad_scale,
-        momentum=momentum != 0,
-        steps=step is not None,
-    )
-    return _core.update(
-        "lars_",
-        _kernel(lr, momentum, dampening, nesterov, trust_coefficient, eps, stages),
-        param,
-        grad,
-        (momentum_buffer,),
-        step,
-        conditions,
-    )
+    settings = {
+        "lr": lr,
+        "momentum": momentum,
+        "dampening": dampening,
+        "weight_decay": weight_decay,
+        "nesterov": nesterov,
+        "trust_coefficient": trust_coefficient,
+        "eps": eps,
+        "maximize": maximize,
+    }
+    return update("lars_", LARS, param, grad, (momentum_buffer,), step, settings, grad_scale, options)
 
 
 class LARS(Optimizer):
@@ -168,8 +149,6 @@ class LARS(Optimizer):
     @staticmethod
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
-        get = settings.__getitem__
-        stages = make_stages(settings, decay="coupled", grad_scale=grad_scale, momentum=get("momentum") != 0)
-        return _kernel(
-            get("lr"), get("momentum"), get("dampening"), get("nesterov"), get("trust_coefficient"), get("eps"), stages
-        )
+        stages = make_stages(settings, decay="coupled", grad_scale=grad_scale, momentum=settings["momentum"] != 0)
+        rule, values = momentum_rule(settings)
+        return Kernel(rule, values, (*stages, ("lars", settings["trust_coefficient"], settings["eps"])))

@@ -6,19 +6,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gradstep import _core
-from gradstep.kernel import Kernel, pair
+from gradstep.functional import update
+from gradstep.kernel import Kernel
 from gradstep.numpy import Optimizer
-from gradstep.options import Options, Stages, StepOptions, make_stages, of_function
+from gradstep.options import FunctionOptions, Options, make_stages, pair
 from gradstep.typing import Arrays, LearningRate, Params
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _LION = _core.rules["lion"]
-
-
-def _kernel(lr: float, betas: tuple[float, float], stages: Stages) -> Kernel:
-    return Kernel(_LION, (lr, *betas), stages)
 
 
 def lion_(
@@ -31,7 +28,7 @@ def lion_(
     weight_decay: float = 0.0,
     maximize: bool = False,
     grad_scale: float = 1.0,
-    **options: Unpack[StepOptions],
+    **options: Unpack[FunctionOptions],
 ) -> bool | None:
     r"""Update parameters in place by one step of Lion.
 
@@ -53,7 +50,7 @@ def lion_(
         maximize: follow the gradient instead of descending along it.
 
         grad_scale: number that the gradient is multiplied by on its way into the update.
-        options: what happens around the rule: see `gradstep.options.StepOptions`.
+        options: what happens around the rule: see `gradstep.options.FunctionOptions`.
 
     Returns:
         None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
@@ -73,26 +70,8 @@ def lion_(
     References:
         Chen et al., arXiv:2302.06675, Algorithm 2; lucidrains/lion-pytorch; `optax.lion`.
     """
-    betas = pair("betas", betas)
-    stages, conditions = of_function(
-        "lion_",
-        options,
-        maximize=maximize,
-        weight_decay=weight_decay,
-        decay="decoupled",
-        grad_scale=grad_scale,
-        momentum=betas[0] != 0,
-        steps=False,
-    )
-    return _core.update(
-        "lion_",
-        _kernel(lr, betas, stages),
-        param,
-        grad,
-        (exp_avg,),
-        None,
-        conditions,
-    )
+    settings = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
+    return update("lion_", Lion, param, grad, (exp_avg,), None, settings, grad_scale, options)
 
 
 class Lion(Optimizer):
@@ -136,4 +115,4 @@ class Lion(Optimizer):
         """Return the kernel for the settings of a group."""
         betas = pair("betas", settings["betas"])
         stages = make_stages(settings, decay="decoupled", grad_scale=grad_scale, momentum=betas[0] != 0)
-        return _kernel(settings["lr"], betas, stages)
+        return Kernel(_LION, (settings["lr"], *betas), stages)

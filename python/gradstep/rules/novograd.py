@@ -6,22 +6,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gradstep import _core
-from gradstep.kernel import Kernel, pair
+from gradstep.functional import update
+from gradstep.kernel import Kernel
 from gradstep.numpy import Optimizer
-from gradstep.options import Options, Stages, StepOptions, check_flag, make_stages, of_function
+from gradstep.options import FunctionOptions, Options, check_flag, make_stages, pair
 from gradstep.typing import Arrays, LearningRate, Params, Steps
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _NOVOGRAD = _core.rules["novograd"]
-
-
-def _kernel(lr: float, betas: tuple[float, float], eps: float, grad_averaging: bool, stages: Stages) -> Kernel:
-    beta1, beta2 = betas
-    return Kernel(
-        _NOVOGRAD, (lr, beta1, float(check_flag("grad_averaging", grad_averaging))), (*stages, ("novograd", beta2, eps))
-    )
 
 
 def novograd_(
@@ -38,7 +32,7 @@ def novograd_(
     grad_averaging: bool = False,
     maximize: bool = False,
     grad_scale: float = 1.0,
-    **options: Unpack[StepOptions],
+    **options: Unpack[FunctionOptions],
 ) -> bool | None:
     r"""Update parameters in place by one step of NovoGrad.
 
@@ -66,7 +60,7 @@ def novograd_(
         grad_averaging: see above.
         maximize: follow the gradient instead of descending along it.
         grad_scale: number that the gradient is multiplied by on its way into the update.
-        options: what happens around the rule: see `gradstep.options.StepOptions`.
+        options: what happens around the rule: see `gradstep.options.FunctionOptions`.
 
     Returns:
         None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
@@ -86,25 +80,15 @@ def novograd_(
     References:
         Ginsburg et al., arXiv:1905.11286, Algorithm 1; `optax.novograd`.
     """
-    betas = pair("betas", betas)
-    stages, conditions = of_function(
-        "novograd_",
-        options,
-        maximize=maximize,
-        weight_decay=weight_decay,
-        decay="coupled",
-        grad_scale=grad_scale,
-        momentum=betas[0] != 0,
-    )
-    return _core.update(
-        "novograd_",
-        _kernel(lr, betas, eps, grad_averaging, stages),
-        param,
-        grad,
-        (exp_avg, grad_norm_sq),
-        step,
-        conditions,
-    )
+    settings = {
+        "lr": lr,
+        "betas": betas,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "grad_averaging": grad_averaging,
+        "maximize": maximize,
+    }
+    return update("novograd_", NovoGrad, param, grad, (exp_avg, grad_norm_sq), step, settings, grad_scale, options)
 
 
 class NovoGrad(Optimizer):
@@ -159,7 +143,7 @@ class NovoGrad(Optimizer):
     @staticmethod
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
-        get = settings.__getitem__
-        betas = pair("betas", get("betas"))
-        stages = make_stages(settings, decay="coupled", grad_scale=grad_scale, momentum=betas[0] != 0)
-        return _kernel(get("lr"), betas, get("eps"), get("grad_averaging"), stages)
+        beta1, beta2 = pair("betas", settings["betas"])
+        stages = make_stages(settings, decay="coupled", grad_scale=grad_scale, momentum=beta1 != 0)
+        averaging = float(check_flag("grad_averaging", settings["grad_averaging"]))
+        return Kernel(_NOVOGRAD, (settings["lr"], beta1, averaging), (*stages, ("novograd", beta2, settings["eps"])))

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gradstep import _core
+from gradstep.functional import update
 from gradstep.kernel import Kernel
 from gradstep.numpy import Optimizer
-from gradstep.options import Options, Stages, StepOptions, make_stages, of_function
+from gradstep.options import FunctionOptions, Options, make_stages
 from gradstep.typing import Arrays, LearningRate, Params
 
 if TYPE_CHECKING:
@@ -20,10 +21,6 @@ _RULES = {
     (False, True): _core.rules["rmsprop_centered"],
     (True, True): _core.rules["rmsprop_momentum_centered"],
 }
-
-
-def _kernel(lr: float, alpha: float, eps: float, momentum: float, centered: bool, stages: Stages) -> Kernel:
-    return Kernel(_RULES[bool(momentum != 0), bool(centered)], (lr, alpha, eps, momentum), stages)
 
 
 def rmsprop_(
@@ -41,7 +38,7 @@ def rmsprop_(
     centered: bool = False,
     maximize: bool = False,
     grad_scale: float = 1.0,
-    **options: Unpack[StepOptions],
+    **options: Unpack[FunctionOptions],
 ) -> bool | None:
     r"""Update parameters in place by one step of RMSprop.
 
@@ -70,7 +67,7 @@ def rmsprop_(
         maximize: follow the gradient instead of descending along it.
 
         grad_scale: number that the gradient is multiplied by on its way into the update.
-        options: what happens around the rule: see `gradstep.options.StepOptions`.
+        options: what happens around the rule: see `gradstep.options.FunctionOptions`.
 
     Returns:
         None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
@@ -100,17 +97,16 @@ def rmsprop_(
         if grad_avg is None:
             raise TypeError("rmsprop_: centered needs a grad_avg")
         states += (grad_avg,)
-    stages, conditions = of_function(
-        "rmsprop_",
-        options,
-        maximize=maximize,
-        weight_decay=weight_decay,
-        decay="coupled",
-        grad_scale=grad_scale,
-        momentum=momentum != 0,
-        steps=False,
-    )
-    return _core.update("rmsprop_", _kernel(lr, alpha, eps, momentum, centered, stages), param, grad, states, None, conditions)
+    settings = {
+        "lr": lr,
+        "alpha": alpha,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "momentum": momentum,
+        "centered": centered,
+        "maximize": maximize,
+    }
+    return update("rmsprop_", RMSprop, param, grad, states, None, settings, grad_scale, options)
 
 
 class RMSprop(Optimizer):
@@ -167,5 +163,8 @@ class RMSprop(Optimizer):
     @staticmethod
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
-        stages = make_stages(settings, decay="coupled", grad_scale=grad_scale, momentum=settings["momentum"] != 0)
-        return _kernel(settings["lr"], settings["alpha"], settings["eps"], settings["momentum"], settings["centered"], stages)
+        get = settings.__getitem__
+        has_momentum = bool(get("momentum") != 0)
+        stages = make_stages(settings, decay="coupled", grad_scale=grad_scale, momentum=has_momentum)
+        rule = _RULES[has_momentum, bool(get("centered"))]
+        return Kernel(rule, (get("lr"), get("alpha"), get("eps"), get("momentum")), stages)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gradstep import _core
+from gradstep.functional import update
 from gradstep.kernel import Kernel
 from gradstep.numpy import Optimizer
-from gradstep.options import Options, Stages, StepOptions, check_number, make_stages, of_function
+from gradstep.options import FunctionOptions, Options, check_number, make_stages
 from gradstep.typing import Arrays, LearningRate, Params, Steps
 
 if TYPE_CHECKING:
@@ -19,12 +20,12 @@ _MOMENTUM = _core.rules["sgd_momentum"]
 _NESTEROV = _core.rules["sgd_nesterov"]
 
 
-def _kernel(lr: float, momentum: float, dampening: float, nesterov: bool, stages: Stages) -> Kernel:
+def momentum_rule(settings: Mapping[str, Any]) -> tuple[_core.Rule, tuple[float, ...]]:
+    """Return the rule with a momentum buffer that the settings ask for, and the values of its fields."""
+    momentum, dampening, nesterov = settings["momentum"], settings["dampening"], settings["nesterov"]
     if nesterov and (check_number("momentum", momentum) <= 0 or dampening != 0):
         raise ValueError("Nesterov momentum requires a momentum and zero dampening")
-    if momentum == 0:
-        return Kernel(_PLAIN, (lr,), stages)
-    return Kernel(_NESTEROV if nesterov else _MOMENTUM, (lr, momentum, dampening), stages)
+    return _NESTEROV if nesterov else _MOMENTUM, (settings["lr"], momentum, dampening)
 
 
 def sgd_(
@@ -40,7 +41,7 @@ def sgd_(
     nesterov: bool = False,
     maximize: bool = False,
     grad_scale: float = 1.0,
-    **options: Unpack[StepOptions],
+    **options: Unpack[FunctionOptions],
 ) -> bool | None:
     r"""Update parameters in place by one step of stochastic gradient descent.
 
@@ -67,7 +68,7 @@ def sgd_(
         maximize: follow the gradient instead of descending along it.
 
         grad_scale: number that the gradient is multiplied by on its way into the update.
-        options: what happens around the rule: see `gradstep.options.StepOptions`.
+        options: what happens around the rule: see `gradstep.options.FunctionOptions`.
 
     Returns:
         None; with ``on_nonfinite="skip"`` or ``"raise"``, whether the step was carried out.
@@ -90,25 +91,16 @@ def sgd_(
     """
     if momentum != 0 and momentum_buffer is None:
         raise TypeError("sgd_: momentum needs a momentum_buffer")
-    stages, conditions = of_function(
-        "sgd_",
-        options,
-        maximize=maximize,
-        weight_decay=weight_decay,
-        decay="coupled",
-        grad_scale=grad_scale,
-        momentum=momentum != 0,
-        steps=step is not None,
-    )
-    return _core.update(
-        "sgd_",
-        _kernel(lr, momentum, dampening, nesterov, stages),
-        param,
-        grad,
-        () if momentum == 0 else (momentum_buffer,),
-        step,
-        conditions,
-    )
+    settings = {
+        "lr": lr,
+        "momentum": momentum,
+        "dampening": dampening,
+        "weight_decay": weight_decay,
+        "nesterov": nesterov,
+        "maximize": maximize,
+    }
+    states = () if momentum == 0 else (momentum_buffer,)
+    return update("sgd_", SGD, param, grad, states, step, settings, grad_scale, options)
 
 
 class SGD(Optimizer):
@@ -163,5 +155,8 @@ class SGD(Optimizer):
     @staticmethod
     def kernel(settings: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
         """Return the kernel for the settings of a group."""
-        stages = make_stages(settings, decay="coupled", grad_scale=grad_scale, momentum=settings["momentum"] != 0)
-        return _kernel(settings["lr"], settings["momentum"], settings["dampening"], settings["nesterov"], stages)
+        momentum = settings["momentum"] != 0
+        stages = make_stages(settings, decay="coupled", grad_scale=grad_scale, momentum=momentum)
+        if momentum or settings["nesterov"]:
+            return Kernel(*momentum_rule(settings), stages)
+        return Kernel(_PLAIN, (settings["lr"],), stages)
