@@ -19,9 +19,11 @@ THE_THREE = [case for case in NORM_CASES if case.name in ("lamb", "lars", "novog
 RULES = [*CASES, *THE_THREE]
 SHAPES = [(33, 3), (1030,), (67,), (0, 3), (), (2, 3, 5, 5)]
 LARGE = [(130, 1030), (70_001,)]  # several chunks
+SHORT = ("float16", "bfloat16")
 SEED = 2**40 + 12_345
 
 rules = pytest.mark.parametrize("case", RULES, ids=lambda case: case.name)
+short = pytest.mark.parametrize("fmt", SHORT)
 
 Expected = list[tuple[list[Any], dict[int, dict[str, Any]]]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -131,8 +132,27 @@ class Torch(Numpy):
         return [opt.state.get(p, {}) for p in params]
 
 
-FACES = [Numpy(), *([Torch()] if HAS_TORCH else [])]
+NUMPY = Numpy()
+FACES = [NUMPY, *([Torch()] if HAS_TORCH else [])]
+
+posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX")
 faces = pytest.mark.parametrize("face", FACES, ids=lambda face: face.name)
+# what training goes on with, whether states are saved or lie in files
+each_case = pytest.mark.parametrize("case", ALL_CASES, ids=lambda case: case.name)
+each_rule = pytest.mark.parametrize("rule", RULES)
+each_option = pytest.mark.parametrize("name", OPTIONS)
+each_format = pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: "-".join([kind[0], *map(str, kind[1].values())]))
+each_order = pytest.mark.parametrize("order", ["F", "reversed axes", "columns"])
+
+
+def in_order(order: str) -> Any:
+    """An array whose elements lie in memory otherwise than in the order C."""
+    base = np.linspace(-1, 1, 2 * 34 * 70, dtype=np.float32)
+    if order == "F":
+        return np.asfortranarray(base.reshape(34, 140))
+    if order == "columns":
+        return base.copy().reshape(34, 140)[:, 3:50:2]
+    return base.copy().reshape(2, 34, 70).transpose(2, 0, 1)
 
 
 def assert_all_same(face: Numpy, opt: Any, params: list[Any], other: Any, others: list[Any]) -> None:
@@ -164,8 +184,6 @@ def case_options(case: Case, options: dict[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def without_permission() -> Iterator[None]:
     """As somebody who is not root, to whom permissions mean nothing."""
-    import os
-
     if os.name == "nt" or os.geteuid() != 0:
         yield
         return

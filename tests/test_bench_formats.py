@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import sys
@@ -10,19 +9,19 @@ import sys
 import numpy as np
 import pytest
 
-from gradstep.__main__ import main
-from gradstep.bench import machine, measure, plan, session
+from gradstep.bench import plan
 from gradstep.bench.cases import one
 from gradstep.bench.check import check
-from gradstep.bench.contenders import LIMIT, Contender, Run, UnsupportedError, contenders
+from gradstep.bench.contenders import LIMIT, UnsupportedError
 from gradstep.bench.distance import STEPS, measure_distance
 from gradstep.bench.format_tables import distance_table, time_table
 from gradstep.bench.formats import FLOAT32, FORMATS
 from gradstep.bench.limit import _cut, limit_bytes, loops
-from gradstep.bench.options import Order, _formats
+from gradstep.bench.options import _formats
 from gradstep.bench.problem import Problem, moved_bytes
-from gradstep.bench.report import PlainReporter
 from gradstep.bench.rules import RULES
+
+from .bench_cases import Idle, Wrong, faces, installed, measured, run
 
 pytest.importorskip("ml_dtypes")
 
@@ -31,21 +30,6 @@ ADAMW = RULES["adamw"]
 SIZE = 1 << 16
 
 formats = pytest.mark.parametrize("form", STORED.values(), ids=str)
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch):
-    monkeypatch.setattr(machine, "busy_cores", lambda: 0.0)
-
-
-def contender(name):
-    found = contenders()[name]
-    if not found.installed():
-        pytest.skip(f"{found.package} is not installed")
-    return found
-
-
-# ---- bytes and memory -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -101,13 +85,8 @@ def test_memory_of_a_format(form):
     assert all(np.array_equal(arena, old) for arena, old in zip(made.arenas, before, strict=True))
 
 
-# ---- the gate -------------------------------------------------------------------------------------------------------------------
-
-
 @formats
-@pytest.mark.parametrize(
-    "name", ["gradstep", "gradstep-object", "gradstep-torch", "torch-loop", "torch-foreach", "torch-fused", "numpy"]
-)
+@faces
 def test_contenders_agree_with_the_formula(name, form):
     if name == "numpy":
         reason = "float32 and float64 only"
@@ -117,65 +96,35 @@ def test_contenders_agree_with_the_formula(name, form):
         reason = "the functions" if name == "gradstep" and (form.compressed or form.beside) else ""
     if reason:
         with pytest.raises(UnsupportedError, match=reason):
-            check(contender(name), ADAMW, form)
+            check(installed(name), ADAMW, form)
     else:
-        assert check(contender(name), ADAMW, form) is None
+        assert check(installed(name), ADAMW, form) is None
 
 
 @formats
 @pytest.mark.parametrize("rule", ["sgd", "amsgrad", "lion", "rmsprop-momentum", "lamb"])
 def test_optimizers_agree_with_other_formulas(rule, form):
-    assert check(contender("gradstep-object"), RULES[rule], form) is None
+    assert check(installed("gradstep-object"), RULES[rule], form) is None
 
 
-class Wrong(Contender):
-    """gradstep's optimizer with settings that are not the rule's."""
-
-    name = about = "wrong"
-    stores = True
-
-    def __init__(self, **settings):
-        self.settings = settings
-
-    def prepare(self, problem):
-        problem.rule = dataclasses.replace(problem.rule, settings={**problem.rule.settings, **self.settings})
-        return contenders()["gradstep-object"].prepare(problem)
-
-
-class Idle(Contender):
-    """Does nothing, or leaves NaN."""
-
-    name = about = "idle"
-    stores = True
-
-    def __init__(self, value=None):
-        self.value = value
-
-    def prepare(self, problem):
-        def step():
-            if self.value is not None:
-                problem.params[1][...] = self.value
-
-        return Run(step, lambda: problem.params)
+class WrongObject(Wrong):
+    face = "gradstep-object"
 
 
 @formats
 def test_gate_catches_what_is_wrong_in_any_format(form):
-    for wrong in (Wrong(lr=0.7), Wrong(betas=(0.0, 0.9)), Wrong(eps=1.0), Idle(), Idle(math.nan)):
+    for wrong in (WrongObject(lr=0.7), WrongObject(betas=(0.0, 0.9)), WrongObject(eps=1.0), Idle(), Idle(math.nan)):
         assert "is off by" in check(wrong, ADAMW, form)
 
 
 @pytest.mark.parametrize("settings", [{"lr": 0.52}, {"betas": (0.75, 0.9)}, {"weight_decay": 0.0}])
 def test_gate_is_finer_where_the_format_is(settings):
     for name in ("bf16", "bf16-master", "f16"):
-        assert "is off by" in check(Wrong(**settings), ADAMW, FORMATS[name])
-
-
-# ---- distance -------------------------------------------------------------------------------------------------------------------
+        assert "is off by" in check(WrongObject(**settings), ADAMW, FORMATS[name])
 
 
 def test_distance_shows_what_rounding_costs():
-    face = contender("gradstep-object")
+    face = installed("gradstep-object")
     names = ("float32", "bf16-split", "bf16-kahan", "bf16-stochastic", "bf16-all")
     exact, split, kahan, stochastic, nearest = (measure_distance(face, ADAMW, FORMATS[name]).share for name in names)
     assert exact < 1e-4
@@ -185,9 +134,6 @@ def test_distance_shows_what_rounding_costs():
     made = measure_distance(Idle(), ADAMW, FORMATS["bf16-all"])
     assert (made.contender, made.rule, made.dtype, made.steps) == ("idle", "adamw", "bf16-all", STEPS)
     assert made.share == 1
-
-
-# ---- what is measured when ------------------------------------------------------------------------------------------------------
 
 
 def test_tasks_of_formats():
@@ -200,16 +146,12 @@ def test_tasks_of_formats():
     assert _formats("f32,q4,float32") == [FLOAT32, FORMATS["q4"]]
 
 
-def measured(rule, form, *names):
-    tasks = [plan.Task(RULES[rule], FORMATS[form], one(5000), (1,))]
-    picked = [contender(name) for name in names]
-    made = session.Session(Order(tasks, picked, True, measure.Effort(0.001, 2, 2), math.inf), PlainReporter())
-    made.measure()
-    return made
+def measured_in(form, rule, *names):
+    return measured([plan.Task(RULES[rule], FORMATS[form], one(5000), (1,))], [installed(name) for name in names])
 
 
 def test_format_is_measured_beside_float32(capsys):
-    made = measured("adamw", "bf16", "gradstep", "gradstep-object", "numpy")
+    made = measured_in("bf16", "adamw", "gradstep", "gradstep-object", "numpy")
     assert [record.contender for record in made.records] == [
         LIMIT.name, "gradstep", "gradstep float32", "gradstep-object", "gradstep-object float32",
     ]  # fmt: skip
@@ -232,7 +174,7 @@ def test_format_is_measured_beside_float32(capsys):
 
 
 def test_torch_is_measured_where_all_is_of_one_dtype(capsys):
-    made = measured("adamw", "bf16-all", "gradstep-torch", "torch-fused")
+    made = measured_in("bf16-all", "adamw", "gradstep-torch", "torch-fused")
     names = [record.contender for record in made.records]
     assert names == [LIMIT.name, "gradstep-torch", "gradstep-torch float32", "torch-fused"]
     assert {key[0] for key in made.distances} == {"gradstep-torch", "torch-fused"}
@@ -241,22 +183,20 @@ def test_torch_is_measured_where_all_is_of_one_dtype(capsys):
 
 
 def test_formats_that_a_rule_can_not_have_are_left_out(capsys):
-    made = measured("rmsprop-centered", "q8", "gradstep-object")
+    made = measured_in("q8", "rmsprop-centered", "gradstep-object")
     assert not made.records
     assert "centered RMSprop subtracts states" in made.skips[0].reason
 
 
 def test_bfloat16_needs_ml_dtypes(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
-    made = measured("adamw", "bf16", "gradstep-object")
+    made = measured_in("bf16", "adamw", "gradstep-object")
     assert "pip install ml_dtypes" in made.skips[0].reason
-    assert main(["bench", "--list"]) == 0
+    assert run("bench", "--list") == 0
 
 
 def test_wrong_contender_is_reported(capsys):
-    tasks = [plan.Task(ADAMW, FORMATS["bf16-all"], one(5000), (1,))]
-    made = session.Session(Order(tasks, [Idle()], True, measure.Effort(0.001, 2, 2), math.inf), PlainReporter())
-    made.measure()
+    made = measured([plan.Task(ADAMW, FORMATS["bf16-all"], one(5000), (1,))], [Idle()])
     assert made.failures[0].dtype == "bf16-all"
     assert "disagrees with the formula, not timed" in made.failures[0].reason
 
@@ -264,7 +204,7 @@ def test_wrong_contender_is_reported(capsys):
 def test_command(tmp_path, capsys):
     figures = tmp_path / "figures.json"
     chosen = ["--format", "q8,bf16-stochastic", "--size", "5000", "--threads", "1", "--contender", "gradstep-object"]
-    assert main(["bench", "--quick", *chosen, "--json", str(figures)]) == 0
+    assert run("bench", "--quick", *chosen, "--json", figures) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "its time, in units of gradstep's in float32 throughout" in shown
     assert f"distance from float64 after {STEPS} steps" in shown

@@ -24,10 +24,9 @@ from gradstep.checkpoint.checksum import Checksum
 from gradstep.checkpoint.tensor_file import Tensor, TensorFile, write
 
 from .child import ROOT, run_in_child
-from .saving_cases import without_permission
+from .saving_cases import posix, without_permission
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
-posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX")
 
 KILLS = int(os.environ.get("GRADSTEP_KILLS", "20"))
 """How many times a process that saves is killed."""

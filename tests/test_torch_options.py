@@ -1,12 +1,7 @@
-"""Options through the torch classes: the NumPy classes' values, groups, saving, averages, and what stands around a step."""
+"""Options through the torch classes: the NumPy classes' values, and those of groups."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import io
-import pickle
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,22 +9,18 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from torch.optim.optimizer import register_optimizer_step_post_hook
-
 import gradstep
 import gradstep.torch
-from gradstep.options import GROUP_OPTIONS
 from gradstep.stats import StepStats
 
-from .stage_cases import MANY, SHAPES, STAGES, make_grads, make_optimizer, make_params, step_arguments
+from .stage_cases import MANY, SHAPES, STAGES, case_of, make_grads, make_optimizer, make_params, step_arguments
 from .torch_cases import (
     ADAMW,
+    RULES,
     SMALL,
-    USUAL,
     assert_all_same,
     assert_same,
     assert_unchanged,
-    case_of,
     make,
     run,
     set_grads,
@@ -38,7 +29,6 @@ from .torch_cases import (
     tensors,
 )
 
-RULES = ("adamw", "sgd_momentum", "lion", "lamb")
 OPTIONS: dict[str, dict[str, Any]] = {
     **STAGES,
     "noise": {"noise": 0.1, "noise_decay": 0.3, "seed": 5},
@@ -46,9 +36,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "raise": {"on_nonfinite": "raise"},
     **{name: MANY[name] for name in ("a usual step", "every gradient stage", "every stage by row", "everything")},
 }
-
-
-# ---- values ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -182,9 +169,6 @@ def test_lamb_with_a_clipped_norm_through_all_faces() -> None:
         assert_same(p, operands[i], f"function, {i}")
 
 
-# ---- groups ---------------------------------------------------------------------------------------------------------------
-
-
 def test_groups_have_options_of_their_own() -> None:
     own: list[dict[str, Any]] = [
         {"centralize": True, "ema_decay": 0.9, "l1": 20.0, "clip_norm_per_tensor": 3.0},
@@ -315,84 +299,6 @@ def test_options_edited_between_steps() -> None:
             assert params[i].grad.any() != zero_grad
 
 
-# ---- saving ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("way", ["state_dict", "file", "pickle", "deepcopy"])
-def test_options_go_round(rule: str, way: str) -> None:
-    case, params, straight = case_of(rule), tensors(SMALL), tensors(SMALL)
-    opt, uncut = make(case, params, USUAL), make(case, straight, USUAL)
-    run(opt, params, (1, 2, 3))
-    run(uncut, straight, (1, 2, 3, 4, 5, 6))
-    assert opt.state[params[0]].keys() >= {"ema", "ema_count", "swa", "swa_count", "slow"}
-    if way in ("pickle", "deepcopy"):
-        opt = pickle.loads(pickle.dumps(opt)) if way == "pickle" else copy.deepcopy(opt)
-        params = opt.param_groups[0]["params"]
-        assert opt.clip_norm == 3.0 and opt.zeroes_grad is True and opt.steps == 3
-    else:
-        saved = opt.state_dict()
-        if way == "file":
-            file = io.BytesIO()
-            torch.save(saved, file)
-            file.seek(0)
-            saved = torch.load(file, weights_only=True)
-        saved = copy.deepcopy(saved)
-        opt = getattr(gradstep.torch, case.optimizer)(params, lr=7.0, clip_norm=3.0, zero_grad=True, l2=4.0, ema_decay=0.1)
-        opt.load_state_dict({**saved, "param_groups": [{**group, "l2": None} for group in saved["param_groups"]]})
-    group = opt.param_groups[0]
-    assert {name: group[name] for name in USUAL if name in GROUP_OPTIONS} == {
-        name: value for name, value in USUAL.items() if name in GROUP_OPTIONS
-    }
-    run(opt, params, (4, 5, 6))
-    assert_all_same(params, straight, opt, uncut)
-    opt.add_param_group({"params": tensors([(3,)])})
-    assert opt.param_groups[1]["ema_decay"] == (0.9 if way in ("pickle", "deepcopy") else 0.1)
-
-
-@pytest.mark.parametrize("name", ["AdamW", "SGD"])
-def test_from_torch_and_back_in_mid_training(name: str) -> None:
-    """Torch's optimizer has no options; ours keeps those that it was made with."""
-    settings = {"lr": 0.01, "weight_decay": 0.07, **({"momentum": 0.9} if name == "SGD" else {})}
-    theirs, ours = getattr(torch.optim, name), getattr(gradstep.torch, name)
-    params, straight = tensors(SMALL, np.float64), tensors(SMALL, np.float64)
-    uncut = theirs(straight, foreach=False, **settings)
-    run(uncut, straight, range(1, 10))
-    opt = theirs(params, foreach=False, **settings)
-    run(opt, params, (1, 2, 3))
-    crossed = ours(params, ema_decay=0.9, swa=(4, 1), **settings)
-    crossed.load_state_dict(opt.state_dict())
-    assert crossed.param_groups[0]["ema_decay"] == 0.9
-    run(crossed, params, (4, 5, 6))
-    assert crossed.ema[0] is not None
-    if name == "AdamW":
-        assert crossed.state[params[0]]["step"] == 6 and crossed.state[params[0]]["swa_count"] == 2
-    back = theirs(params, foreach=False, **settings)
-    back.load_state_dict(crossed.state_dict())
-    run(back, params, (7, 8, 9))
-    for p, q in zip(params, straight, strict=True):
-        assert torch.allclose(p, q, rtol=1e-12, atol=1e-13)
-
-
-@pytest.mark.parametrize("options", [{"swa": (0, 1)}, {"lookahead": (9, 0.5)}, {"noise": 1e-30}], ids=lambda o: next(iter(o)))
-def test_momentum_stays_where_an_option_comes_later(options: dict[str, Any]) -> None:
-    """Options that count steps: torch's SGD does not, and its buffer is no less there."""
-    for way in ("loaded", "edited"):
-        params, straight = tensors(SMALL, np.float64), tensors(SMALL, np.float64)
-        opt, uncut = (gradstep.torch.SGD(each, lr=0.01, momentum=0.9, dampening=0.5) for each in (params, straight))
-        run(opt, params, (1, 2))
-        if way == "loaded":
-            saved = opt.state_dict()
-            opt = gradstep.torch.SGD(params, **options)
-            opt.load_state_dict(saved)
-        else:
-            opt.param_groups[0].update(options)
-        run(opt, params, (3,))
-        run(uncut, straight, (1, 2, 3))
-        for i, (p, q) in enumerate(zip(params, straight, strict=True)):
-            assert torch.allclose(p, q, rtol=1e-9), f"{i} {way}"
-
-
 def test_named_parameters() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     opt = gradstep.torch.AdamW(model.named_parameters(), ema_decay=0.9, clip_norm=1.0)
@@ -407,243 +313,3 @@ def test_named_parameters() -> None:
     with pytest.raises(FloatingPointError, match=r"^AdamW.step: params\[2\].grad has an element that is not finite$"):
         opt.step()
     assert_unchanged(opt, list(model.parameters()), before)
-
-
-# ---- averages -------------------------------------------------------------------------------------------------------------
-
-
-def test_averages_and_their_exchange() -> None:
-    params = tensors(SMALL)
-    opt = make(ADAMW, params, {"ema_decay": 0.5, "swa": (1, 1)})
-    assert opt.ema == opt.swa == [None] * 3
-    for swap in (opt.swap_ema, lambda: opt.averaged().__enter__(), lambda: opt.averaged("swa").__enter__()):
-        with pytest.raises(RuntimeError, match="^AdamW: there are no averages yet"):
-            swap()
-    run(opt, params, (1,))
-    assert opt.swa == [None] * 3 and all(torch.equal(a, p) for a, p in zip(opt.ema, params, strict=True))
-    run(opt, params, (2, 3))
-    points = [p.detach().clone() for p in params]
-    ema, swa = ([a.clone() for a in averages] for averages in (opt.ema, opt.swa))
-    assert not any(torch.equal(a, p) for a, p in zip([*ema, *swa], points * 2, strict=True))
-    pointers = [p.data_ptr() for p in params]
-    opt.swap_ema()
-    assert all(torch.equal(p, a) for p, a in zip(params, ema, strict=True))
-    assert all(torch.equal(a, p) for a, p in zip(opt.ema, points, strict=True))
-    opt.swap_ema()
-    for name, averages in ((None, ema), ("ema", ema), ("swa", swa)):
-        with opt.averaged(name):
-            assert all(torch.equal(p, a) for p, a in zip(params, averages, strict=True))
-        assert all(torch.equal(p, q) for p, q in zip(params, points, strict=True))
-    with pytest.raises(KeyError), opt.averaged("swa"):
-        raise KeyError
-    assert all(torch.equal(p, q) for p, q in zip(params, points, strict=True))
-    assert [p.data_ptr() for p in params] == pointers
-
-
-def test_the_average_is_that_of_torch() -> None:
-    params = tensors(SMALL, np.float64)
-    model = torch.nn.ParameterList(params)
-    theirs = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.8))
-    equal = torch.optim.swa_utils.AveragedModel(model)
-    opt = make(ADAMW, params, {"ema_decay": 0.8, "swa": (0, 1)})
-    for step in (1, 2, 3, 4):
-        run(opt, params, (step,))
-        theirs.update_parameters(model)
-        equal.update_parameters(model)
-    for averages, averaged in ((opt.ema, theirs), (opt.swa, equal)):
-        for a, b in zip(averages, averaged.module, strict=True):
-            assert torch.allclose(a, b, rtol=1e-12)
-            assert not a.requires_grad
-
-
-def test_the_keyword_and_the_method_zero_grad() -> None:
-    params = tensors(SMALL)
-    opt = make(ADAMW, params, {"zero_grad": True})
-    run(opt, params, (1,))
-    assert not any(p.grad.any() for p in params)
-    set_grads(params, 2)
-    opt.zero_grad(set_to_none=False)
-    assert all(p.grad is not None and not p.grad.any() for p in params)
-    opt.zero_grad()
-    assert all(p.grad is None for p in params)
-    plain = make(ADAMW, params, {})
-    run(plain, params, (3,))
-    assert all(p.grad.any() for p in params)
-    assert opt.zeroes_grad is True and plain.zeroes_grad is False and callable(plain.zero_grad)
-
-
-def test_version_counters_rise() -> None:
-    p, unused = tensors([(6, 40), (33,)])
-    opt = make(ADAMW, [p, unused], {"ema_decay": 0.9, "swa": (0, 1), "lookahead": (1, 0.5), "zero_grad": True})
-    for step in (1, 2):
-        p.grad = torch.ones(6, 40)
-        states = {name: state for name, state in opt.state.get(p, {}).items() if isinstance(state, torch.Tensor)}
-        watched = {"parameter": p, "gradient": p.grad, **(states if step == 2 else {})}
-        before = {name: tensor._version for name, tensor in watched.items()}
-        opt.step()
-        for name, tensor in watched.items():
-            assert tensor._version > before[name] or name == "step", name
-    assert {"exp_avg", "exp_avg_sq", "ema", "swa", "slow"} <= watched.keys()
-    assert unused._version == 0 and unused not in opt.state
-    average = opt.ema[0]
-    before = p._version, average._version
-    opt.swap_ema()
-    assert p._version > before[0] and average._version > before[1]
-
-
-def test_autograd_notices_that_a_gradient_was_zeroed() -> None:
-    p = torch.nn.Parameter(torch.ones(5))
-    (p**3).sum().backward(create_graph=False)
-    g = p.grad.requires_grad_()
-    loss = (g**2).sum()
-    p.grad = g.detach()
-    gradstep.torch.SGD([p], lr=0.1, zero_grad=True).step()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
-# ---- what stands around a step ----------------------------------------------------------------------------------------------
-
-
-SCHEDULERS: dict[str, Callable[[Any], Any]] = {
-    "LambdaLR": lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda epoch: 0.9**epoch),
-    "OneCycleLR": lambda opt: torch.optim.lr_scheduler.OneCycleLR(opt, 0.1, total_steps=20),  # edits betas and momentum
-}
-
-
-@pytest.mark.parametrize("schedule", SCHEDULERS)
-@pytest.mark.parametrize("rule", RULES)
-def test_schedulers(rule: str, schedule: str) -> None:
-    case, params, arrays = case_of(rule), tensors(SMALL), make_params(SMALL, np.float32)
-    options = {**USUAL, "group_lasso": 9.0, "decay_mode": "decoupled"}
-    opt, other = make(case, params, options), make_optimizer(case, arrays, options)
-    scheduler, rates = SCHEDULERS[schedule](opt), set()
-    for step in range(1, 6):
-        group = opt.param_groups[0]
-        other.param_groups[0].update({name: group[name] for name in ("lr", "betas", "momentum") if name in group})
-        rates.add(group["lr"])
-        set_grads(params, step)
-        seen = opt.step(stats=step == 3)
-        assert (seen is not None) == (step == 3)
-        other.step(make_grads(SMALL, np.float32, step, {})[0][1])
-        scheduler.step()
-    assert len(rates) == 5
-    for i, (p, q) in enumerate(zip(params, arrays, strict=True)):
-        assert_same(p, q, f"parameter {i}")
-
-
-@pytest.mark.parametrize("around", ["hooks", "global hooks", "profiler", "compiler"])
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_what_watches_a_step_changes_nothing(around: str) -> None:
-    params, others = tensors(SMALL), tensors(SMALL)
-    opt, other = make(ADAMW, params, USUAL), make(ADAMW, others, USUAL)
-    calls: list[Any] = []
-    hooks = []
-    if around == "hooks":
-        hooks = [opt.register_step_pre_hook(lambda *args: calls.append(args[0]))]
-        hooks.append(opt.register_step_post_hook(lambda *args: calls.append(args[0])))
-    elif around == "global hooks":
-        hooks = [register_optimizer_step_post_hook(lambda *args: calls.append(args[0]))]
-    try:
-        for step in (1, 2):
-            set_grads(params, step)
-            if around == "profiler":
-                with torch.autograd.profiler.profile() as profile:
-                    seen = opt.step(grad_scale=0.5, stats=True)
-                assert any("Optimizer.step#AdamW.step" in event.name for event in profile.function_events)
-            elif around == "compiler":
-                opt_step = torch.compile(lambda: opt.step(grad_scale=0.5, stats=True), backend="eager")
-                seen = opt_step()
-            else:
-                seen = opt.step(grad_scale=0.5, stats=True)
-            assert seen.step == step and seen.grad_norm > 0
-    finally:
-        for hook in hooks:
-            hook.remove()
-    assert calls == {"hooks": [opt] * 4, "global hooks": [opt] * 2}.get(around, [])
-    for step in (1, 2):
-        set_grads(others, step)
-        other.step(grad_scale=0.5)
-    assert_all_same(params, others, opt, other)
-    if around == "hooks":
-        opt.register_step_pre_hook(lambda *args: calls.append(args[0]))
-        extra = [(1.0, [torch.ones_like(p) for p in params])]
-        assert opt.step(grads=extra) is None and len(calls) == 5
-        other.step(grads=[(1.0, [torch.ones_like(p) for p in others])])
-        assert_all_same(params, others)
-
-
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
-@pytest.mark.parametrize(
-    "options",
-    [
-        *({name: value} for name, value in USUAL.items()),
-        {"clip_value": 0.1},
-        {"bounds": (0, None)},
-        {"on_nonfinite": "skip"},
-        {"on_nonfinite": "raise"},
-        {"on_nonfinite": "zero"},
-        {"decay_mode": "decoupled"},
-    ],
-    ids=str,
-)
-def test_sparse_gradients_go_without_options(options: dict[str, Any]) -> None:
-    """SGD and Adagrad take sparse gradients, as torch's do; options would be lost on the way."""
-    for name in ("SGD", "Adagrad"):
-        table, dense = torch.nn.Embedding(10, 4, sparse=True), torch.nn.Linear(4, 1)
-        params = [*table.parameters(), *dense.parameters()]
-        opt = getattr(gradstep.torch, name)(params, lr=0.1, **options)
-        dense(table(torch.tensor([1, 3, 3]))).sum().backward()
-        before, grads = snapshot(opt, params), [p.grad.to_dense().clone() for p in params]
-        with pytest.raises((TypeError, ValueError, RuntimeError), match="sparse"):
-            opt.step()
-        assert_unchanged(opt, params, before)
-        assert all(torch.equal(p.grad.to_dense(), g) for p, g in zip(params, grads, strict=True))
-
-
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
-def test_sparse_gradients_and_what_step_takes() -> None:
-    """Statistics and weighted gradients are refused; a scale is used."""
-    table = torch.nn.Embedding(10, 4, sparse=True)
-    opt = gradstep.torch.SGD(table.parameters(), lr=0.5)
-    table(torch.tensor([1, 3, 3])).sum().backward()
-    start = table.weight.detach().clone()
-    for more in ({"stats": True}, {"grads": [(1.0, [table.weight.grad])]}):
-        with pytest.raises((TypeError, ValueError), match="sparse"):
-            opt.step(**more)
-        assert torch.equal(table.weight, start)
-    opt.step(grad_scale=0.25)
-    expected = start.clone()
-    expected[1] -= 0.125
-    expected[3] -= 0.25
-    assert torch.allclose(table.weight, expected)
-
-
-# ---- what a step that fails or is left out leaves behind --------------------------------------------------------------------
-
-
-def test_a_sparse_gradient_is_given_back_as_it_was() -> None:
-    table = torch.nn.Embedding.from_pretrained(torch.ones(5, 3), freeze=False, sparse=True)
-    table(torch.tensor([1])).sum().backward()
-    grad = table.weight.grad
-    opt = gradstep.torch.AdamW(table.parameters())
-    with pytest.raises(RuntimeError, match="sparse"):
-        opt.step(grad_scale=0.5)
-    sgd = gradstep.torch.SGD(table.parameters(), lr=1.0)
-    sgd.step(grad_scale=0.5)
-    assert table.weight.grad is grad and torch.equal(grad.to_dense()[1], torch.ones(3))
-    assert torch.equal(table.weight[1], torch.full((3,), 0.5)) and sgd.steps == 1
-
-
-@pytest.mark.parametrize("how", ["skip", "raise"])
-def test_a_step_that_is_left_out_raises_no_version(how: str) -> None:
-    p = torch.nn.Parameter(torch.ones(3))
-    opt = gradstep.torch.AdamW([p], on_nonfinite=how)
-    loss = (p**2).sum()
-    p.grad = torch.tensor([1.0, float("nan"), 1.0])
-    with pytest.raises(FloatingPointError) if how == "raise" else contextlib.nullcontext():
-        opt.step()
-    assert p._version == 0
-    p.grad = None
-    loss.backward()
-    assert torch.equal(p.grad, torch.full((3,), 2.0))

@@ -18,6 +18,7 @@ from .test_values import assert_same_bits
 
 USUAL: dict[str, Any] = {"clip_norm": 3.0, "ema_decay": 0.9, "l1": 5.0, "swa": (0, 1), "zero_grad": True, "lookahead": (2, 0.4)}
 SMALL = [(6, 40), (33,), (5, 7)]
+RULES = ("adamw", "sgd_momentum", "lion", "lamb")
 
 
 ADAMW = case_of("adamw")
