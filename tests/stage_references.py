@@ -17,7 +17,7 @@ from .references import coupled, decoupled
 
 # ---- the tree of sums ---------------------------------------------------------------------------------------------------------
 
-LEAF, LANES, BLOCK, CHUNK = 1024, 32, 16, 16384
+LEAF, LANES, BLOCK, CHUNK, TOGETHER = 1024, 32, 16, 16384, 256
 
 
 def in_order(x: Any) -> Any:
@@ -25,11 +25,11 @@ def in_order(x: Any) -> Any:
     return np.add.accumulate(x, axis=-1)[..., -1] if x.shape[-1] else np.zeros(x.shape[:-1])
 
 
-def in_groups(x: Any, size: int) -> float:
-    """The sum of a vector: in order within groups of `size`, and the groups in order."""
+def in_groups(x: Any, size: int) -> Any:
+    """The sums of groups of `size` elements of a vector, each in order."""
     padded = np.zeros(-(-x.size // size) * size)
     padded[: x.size] = x
-    return float(in_order(in_order(padded.reshape(-1, size))))
+    return in_order(padded.reshape(-1, size))
 
 
 def leaf_sums(x: Any) -> Any:
@@ -75,7 +75,7 @@ class Tree:
     def sum(self, x: Any) -> float:
         leaves = self.leaves(x)
         size = max(1, CHUNK // max(1, self.length)) * leaves.shape[1] if self.by_row else BLOCK
-        return in_groups(leaves.ravel(), max(1, size))
+        return float(in_order(in_groups(in_groups(leaves.ravel(), max(1, size)), TOGETHER)))
 
     def norms(self, x: Any) -> Any:
         """The norm of each row."""

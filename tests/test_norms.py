@@ -40,6 +40,11 @@ def test_norm_of_one_array_of_any_size(dtype: Any, isa: str) -> None:
         assert gradstep.global_norm([g]) == pytest.approx(exact_norm([g]), rel=1e-13), size
 
 
+def test_norm_of_more_blocks_than_are_added_in_one_go(isa: str) -> None:
+    g = gradients((9_000_007,), np.float32, 3)  # 550 blocks
+    assert gradstep.global_norm([g]) == global_norm([g])
+
+
 @dtypes
 def test_norm_of_many_arrays_for_any_number_of_threads(dtype: Any, isa: str) -> None:
     grads = many(dtype)

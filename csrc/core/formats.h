@@ -74,6 +74,7 @@ struct Float64 {
 struct Float16 {
   using Stored = std::uint16_t;
   static constexpr std::uint32_t kExponents = 112u << 23;  // between the biases of float and half
+  static constexpr float kHalfUnit = 0x1p-11f, kLeastHalfUnit = 0x1p-25f;  // in its last place: of its binade, and at all
 
   template <class T>
   GRADSTEP_HD static T decode(std::uint16_t stored) {
@@ -132,6 +133,7 @@ struct Float16Unsigned {
 
 struct BFloat16 {
   using Stored = std::uint16_t;
+  static constexpr float kHalfUnit = 0x1p-8f, kLeastHalfUnit = 0;
 
   template <class T>
   GRADSTEP_HD static T decode(std::uint16_t stored) {
@@ -205,6 +207,26 @@ struct Minifloat {
     const std::int32_t magnitude = rounded > least ? rounded : least;
     return static_cast<std::uint32_t>(magnitude) | (kSigned ? sign >> (32 - kBits) & (kLargest + 1) : 0);
   }
+};
+
+// The scale of a block whose largest magnitude has these bits; NaN where it is not finite.
+GRADSTEP_HD float block_scale(std::uint32_t largest) {
+  constexpr std::uint32_t kLeastNormal = 0x00800000u;
+  return float_of(largest < kLeastNormal ? 0 : largest < kInfinityBits ? largest : kInfinityBits | 0x400000u);
+}
+
+// What brings the numbers of a block into units of its scale: x before factor.
+struct BlockInverse {
+  float before, factor;
+
+  GRADSTEP_HD explicit BlockInverse(float scale) {
+    constexpr std::uint32_t kLarge = 252u << 23;  // 2^125: from there on the inverse would be subnormal
+    const std::uint32_t bits = bits_of(scale);
+    before = bits < kLarge ? 1.0f : 0x1p-4f;
+    factor = bits - 1 < kInfinityBits - 1 ? 1.0f / (scale * before) : 0.0f;
+  }
+  GRADSTEP_HD bool exists() const { return factor != 0; }  // else all codes are zero
+  GRADSTEP_HD bool is_plain() const { return exists() && before == 1; }
 };
 
 using Q8 = Minifloat<8, 3, true>;

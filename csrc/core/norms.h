@@ -3,7 +3,7 @@
 //
 //   leaf    up to 1,024 elements: 32 lanes add every 32nd element in order, then lane i and lane i + 16, i + 8, ..., i + 1
 //   block   16 leaves, added in order; where rows matter, the leaves of a group of rows
-//   tensor  the blocks, in order
+//   tensor  256 blocks, in order; then those sums, in order
 #pragma once
 
 #include <utility>
@@ -30,12 +30,25 @@ enum Sum {
 struct Sums {
   double at[kSums] = {};
 
-  void add(const Sums& other) {
+  GRADSTEP_HD void add(const Sums& other) {
     for (int k = 0; k < kMaxAbs; ++k) at[k] += other.at[k];
     const double a = at[kMaxAbs], b = other.at[kMaxAbs];
     at[kMaxAbs] = a >= b || a != a ? a : b;
   }
 };
+
+inline constexpr std::int64_t kBlocksTogether = 256;
+
+// The sums of a tensor, from those of its blocks.
+inline Sums sum_blocks(const Sums* blocks, std::int64_t n) {
+  Sums total;
+  for (std::int64_t first = 0; first < n; first += kBlocksTogether) {
+    Sums some;
+    for (std::int64_t i = first; i < n && i < first + kBlocksTogether; ++i) some.add(blocks[i]);
+    total.add(some);
+  }
+  return total;
+}
 
 // What is added up: elements, or their squares.
 enum class Term { kElement, kSquare };

@@ -21,6 +21,13 @@
 #define GRADSTEP_HD __attribute__((always_inline)) inline
 #endif
 
+// GRADSTEP_DEVICE_TOO: a function for host and device that need not be inlined. It may not be called in the per-ISA objects.
+#if defined(__CUDACC__)
+#define GRADSTEP_DEVICE_TOO __host__ __device__
+#else
+#define GRADSTEP_DEVICE_TOO
+#endif
+
 // GRADSTEP_INLINE_LAMBDA: after the parameters of a lambda that is always inlined.
 #if defined(_MSC_VER) && !defined(__clang__)
 #define GRADSTEP_INLINE_LAMBDA [[msvc::forceinline]]

@@ -3,7 +3,6 @@
 
 #include <cmath>
 #include <limits>
-#include <vector>
 
 #include "stages.h"
 #include "sweep.h"
@@ -18,17 +17,31 @@ enum class EmaCorrection { kNone, kBias, kWarmup };
 // What a per-tensor norm does to the gradient, beside clipping.
 enum class Adaptation { kNone, kLars, kNovograd };
 
-// A rule with its settings and the stages around it, as numbers: the same for every tensor of a group.
+inline constexpr int kMaxFields = 6, kMaxStageFields = 2;
+
+// Stages of one list, with their values in the order of their fields.
+template <class List>
+struct Chosen {
+  struct Stage {
+    int stage;  // index in the list
+    double values[kMaxStageFields];
+  };
+  Stage stages[List::size];
+  int size = 0;
+
+  GRADSTEP_HD bool empty() const { return size == 0; }
+  GRADSTEP_HD const Stage* begin() const { return stages; }
+  GRADSTEP_HD const Stage* end() const { return stages + size; }
+};
+
+// A rule with its settings and the stages around it, as numbers: the same for every tensor of a group. Plain data, which goes
+// to a GPU as it stands.
 struct Settings {
   int rule = 0;                 // index in the registry
-  std::vector<double> values;   // in the order of the rule's fields; the first is lr
-  struct Stage {
-    int stage;                  // index in GradientStages or ParamStages
-    std::vector<double> values;
-  };
+  double values[kMaxFields] = {};  // in the order of the rule's fields; the first is lr
 
   double scale = 1;                                          // grad_scale, negative to maximize
-  std::vector<Stage> gradient_stages;                        // in order
+  Chosen<GradientStages> gradient_stages;                    // in order
   double agc = kNoLimit, agc_eps = 0;
   double clip_norm = kNoLimit;                               // of each tensor
   bool centralize = false;
@@ -43,7 +56,7 @@ struct Settings {
   bool trust_ratio = false;
   double trust_low = 0, trust_high = kNoLimit;
   bool decay_in_ratio = true;  // the update that the ratio looks at and scales has the decay in it
-  std::vector<Stage> param_stages;                           // in order
+  Chosen<ParamStages> param_stages;                          // in order
   double group_lasso = 0, max_norm = kNoLimit;
   double lookahead_steps = 0, lookahead_alpha = 0;
   Precision precision = Precision::kNearest;                 // of parameters of 16 bits
@@ -52,30 +65,32 @@ struct Settings {
   EmaCorrection ema_correction = EmaCorrection::kNone;
   double swa_start = 0, swa_every = 0;                       // every 0: no average
 
-  double lr() const { return values[0]; }
-  bool has(Extra extra) const { return extra == kEma ? ema_decay >= 0 : extra == kSwa ? swa_every > 0 : lookahead_steps > 0; }
+  GRADSTEP_HD double lr() const { return values[0]; }
+  GRADSTEP_HD bool has(Extra extra) const {
+    return extra == kEma ? ema_decay >= 0 : extra == kSwa ? swa_every > 0 : lookahead_steps > 0;
+  }
   // Whether a stage asks for the rows of a tensor of at least two dimensions; adaptive clipping asks for those of any.
-  bool wants_rows() const { return centralize || group_lasso > 0 || max_norm != kNoLimit; }
+  GRADSTEP_HD bool wants_rows() const { return centralize || group_lasso > 0 || max_norm != kNoLimit; }
   // Whether a stage goes by the number of the step.
-  bool wants_step() const { return has(kSlow) || has(kSwa) || adaptation == Adaptation::kNovograd || draws(); }
+  GRADSTEP_HD bool wants_step() const { return has(kSlow) || has(kSwa) || adaptation == Adaptation::kNovograd || draws(); }
   // Whether anything is drawn at random: then elements are counted in the order of C, and parameters by their position.
-  bool draws() const { return noise > 0 || precision == Precision::kStochastic || states_by_chance; }
-  std::uint32_t extras() const {
+  GRADSTEP_HD bool draws() const { return noise > 0 || precision == Precision::kStochastic || states_by_chance; }
+  GRADSTEP_HD std::uint32_t extras() const {
     std::uint32_t bits = 0;
     for (int extra = 0; extra < kMaxExtras; ++extra)
       bits |= static_cast<std::uint32_t>(has(static_cast<Extra>(extra))) << extra;
     return bits;
   }
-  bool wants_gradient_norms() const { return clip_norm != kNoLimit || adaptation != Adaptation::kNone; }
+  GRADSTEP_HD bool wants_gradient_norms() const { return clip_norm != kNoLimit || adaptation != Adaptation::kNone; }
 };
 
 // Whether the norm that clipping goes by is another than that of the gradient as it came.
-inline bool sums_gradient_apart(const Settings& settings) {
+GRADSTEP_HD bool sums_gradient_apart(const Settings& settings) {
   return !settings.gradient_stages.empty() || settings.agc != kNoLimit;
 }
 
 // Whether anything but factors stands between the gradient as it came and the rule.
-inline bool changes_gradient(const Settings& settings) {
+GRADSTEP_HD bool changes_gradient(const Settings& settings) {
   return sums_gradient_apart(settings) || settings.centralize || settings.noise > 0;
 }
 

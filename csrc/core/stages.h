@@ -17,7 +17,7 @@ struct ZeroNonfinite {
 
   template <class T>
   struct Op {
-    explicit Op(const ZeroNonfinite&) {}
+    GRADSTEP_HD explicit Op(const ZeroNonfinite&) {}
     GRADSTEP_HD T operator()(T g) const { return g - g == T(0) ? g : T(0); }
   };
 };
@@ -31,12 +31,18 @@ struct ClipValue {
   template <class T>
   struct Op {
     T limit;
-    explicit Op(const ClipValue& stage) : limit(T(stage.clip_value)) {}
+    GRADSTEP_HD explicit Op(const ClipValue& stage) : limit(T(stage.clip_value)) {}
     GRADSTEP_HD T operator()(T g) const { return clamp(g, -limit, limit); }
   };
 };
 
 using GradientStages = List<ZeroNonfinite, ClipValue>;
+
+//   g <- factor (scale g)                    grad_scale, and what follows from norms
+template <class T>
+GRADSTEP_HD T scaled_gradient(T g, T scale, T factor) {
+  return factor * (scale * g);
+}
 
 // ---- decay ----------------------------------------------------------------------------------------------------------------
 
@@ -56,7 +62,7 @@ struct CoupledDecay {
   template <class T>
   struct Op {
     T weight_decay;
-    Op(const CoupledDecay& stage, double) : weight_decay(T(stage.weight_decay)) {}
+    GRADSTEP_HD Op(const CoupledDecay& stage, double) : weight_decay(T(stage.weight_decay)) {}
     GRADSTEP_HD T gradient(T g, T p, T factor) const { return factor * (g + weight_decay * p); }
     GRADSTEP_HD T total(T update, T) const { return update; }
   };
@@ -74,7 +80,7 @@ struct DecoupledDecay {
   template <class T>
   struct Op {
     T decay;
-    Op(const DecoupledDecay& stage, double lr) : decay(T(lr * stage.weight_decay)) {}
+    GRADSTEP_HD Op(const DecoupledDecay& stage, double lr) : decay(T(lr * stage.weight_decay)) {}
     GRADSTEP_HD T gradient(T g, T, T) const { return g; }
     GRADSTEP_HD T total(T update, T p) const { return decay * p + update; }
   };
@@ -86,7 +92,7 @@ struct NoDecay {
 
   template <class T>
   struct Op {
-    Op(const NoDecay&, double) {}
+    GRADSTEP_HD Op(const NoDecay&, double) {}
     GRADSTEP_HD T gradient(T g, T, T) const { return g; }
     GRADSTEP_HD T total(T update, T) const { return update; }
   };
@@ -94,6 +100,21 @@ struct NoDecay {
 
 // In the order of `Decay`.
 using Decays = List<NoDecay, CoupledDecay, DecoupledDecay>;
+
+// ---- of the update --------------------------------------------------------------------------------------------------------
+
+// Whether an element of the update goes along the gradient.
+template <class T>
+GRADSTEP_HD bool agree(T update, T g) {
+  return ((update > T(0)) & (g > T(0))) | ((update < T(0)) & (g < T(0)));
+}
+
+//   u <- factor u where it goes along the gradient, else 0
+template <class T>
+GRADSTEP_HD T cautious_update(T update, T g, T factor) {
+  const T kept = factor * update;
+  return agree(update, g) ? kept : T(0);
+}
 
 // ---- of the parameter -----------------------------------------------------------------------------------------------------
 
@@ -108,7 +129,7 @@ struct ElasticNet {
   template <class T>
   struct Op {
     T threshold, shrink;
-    Op(const ElasticNet& stage, double lr) : threshold(T(lr * stage.l1)), shrink(T(1 / (1 + lr * stage.l2))) {}
+    GRADSTEP_HD Op(const ElasticNet& stage, double lr) : threshold(T(lr * stage.l1)), shrink(T(1 / (1 + lr * stage.l2))) {}
     GRADSTEP_HD T operator()(T p) const { return sign(p) * maximum(magnitude(p) - threshold, T(0)) * shrink; }
   };
 };
@@ -122,11 +143,17 @@ struct Bounds {
   template <class T>
   struct Op {
     T low, high;
-    Op(const Bounds& stage, double) : low(T(stage.low)), high(T(stage.high)) {}
+    GRADSTEP_HD Op(const Bounds& stage, double) : low(T(stage.low)), high(T(stage.high)) {}
     GRADSTEP_HD T operator()(T p) const { return clamp(p, low, high); }
   };
 };
 
 using ParamStages = List<ElasticNet, Bounds>;
+
+//   a <- a + weight (p - a)                  averages, slow weights
+template <class T>
+GRADSTEP_HD T averaged(T average, T p, T weight) {
+  return average + weight * (p - average);
+}
 
 }  // namespace gradstep

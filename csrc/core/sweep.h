@@ -13,6 +13,7 @@
 namespace gradstep {
 
 struct Sums;
+struct Pipeline;
 
 // Elements that go through the pipeline together where a scratch copy is needed, so that the copies stay in the L1 cache. Also
 // the leaf of a sum.
@@ -51,62 +52,8 @@ struct RowSums {
   double grad_squares = 0, grad = 0, param_squares = 0;
 };
 
-// A run of elements on its way through the pipeline. Pointers lead to the operand itself where it is stored contiguously in the
-// compute type, else to a decoded copy. A gradient is never written: a stage that changes it does so in `scratch`.
-template <class T>
-struct Tile {
-  T* param;
-  const T* grad;
-  T* states[kMaxStates];
-  T* extras[kMaxExtras];
-  T* scratch;  // for a gradient that changes
-  T* update;   // for an update that does not go straight to the parameter
-  std::int64_t begin, size;
-  std::int64_t ahead;    // how many elements ahead memory is asked for the operands; 0 if they are in the caches
-  std::uint32_t copied;  // operands of which this is a copy, a bit each
-  T scale, gradient_factor, decayed_factor, cautious_factor, trust_factor,
-      late_trust_factor;  // see Factors; `scale` is the settings'
-  std::int64_t row;  // elements of a row, as many as stand in the tile; its size where there are no rows
-  const RowValues* row_values;  // one a row of the tile
-  RowSums* row_sums;
-  Sums* sums;  // of this block
-};
-
-// One loop over a tile (a `Tile<T>` of the operation's own compute type) with its constants.
-using Operation = void (*)(const std::byte* constants, void* tile);
-
-using RowOperation = RowValues (*)(const std::byte* constants, const RowSums& sums, std::int64_t length,
-                                   double gradient_factor);
-
-// A pass over a tile or a row: operations [begin, end) of the pipeline, then what they found out about the row.
-struct Pass {
-  int begin = 0, end = 0;
-  std::uint32_t loads = 0, stores = 0;  // operands, a bit each
-  RowOperation finish = nullptr;
-  int finish_constants = 0;  // the operation whose constants `finish` gets
-};
-
-// The operations of one step in the order in which the data flows, with their constants. A pipeline has one pass, and more only
-// where something depends on a whole row: then all of them go over one row, or a few short ones, before the next, while it is
-// in the caches.
-struct Pipeline {
-  static constexpr int kMaxOperations = 32, kMaxPasses = 4;
-  static constexpr std::size_t kConstantBytes = 96;
-
-  Operation operations[kMaxOperations];
-  alignas(16) std::byte constants[kMaxOperations][kConstantBytes];
-  Pass passes[kMaxPasses];
-  int size = 0, n_passes = 0;
-  double scale = 1;             // of the gradient
-  const double* weights = nullptr;  // of the gradients, where there are several; `scale` is in them
-  bool in_tiles = false;            // an operation needs a tile's scratch, or finds the tile in the caches
-  bool by_row = false;
-  bool zeroes_gradient = false;
-  Precision precision = Precision::kNearest;  // of the parameter, if it has 16 bits
-  bool states_by_chance = false;              // states and averages of 16 bits or less are rounded up or down at random
-  std::uint64_t seed = 0;
-  std::uint32_t brains = 0;  // operands that the operations take as they are stored, in bfloat16; a bit each
-};
+// How they follow: see factors.h.
+enum class RowResult : std::uint8_t { kNone, kGradient, kGroupLasso, kMaxNorm };
 
 struct Operand {
   std::byte* data;
@@ -114,7 +61,7 @@ struct Operand {
   Format format;
   float* scales = nullptr;  // of a format in blocks, which is contiguous in the order of C
 
-  bool is_in_place(Format compute) const { return !strides && format == compute; }
+  GRADSTEP_HD bool is_in_place(Format compute) const { return !strides && format == compute; }
 };
 
 struct Sweep {
@@ -132,18 +79,18 @@ struct Sweep {
   std::uint64_t kind;  // formats, contiguity, rows and compute type: what pipelines depend on, of all that stands here
 
   // Bytes of all operands together.
-  std::int64_t bytes() const {
+  GRADSTEP_HD std::int64_t bytes() const {
     std::int64_t bits = 0;
     for (int k = 0; k < n_operands; ++k) bits += bits_of(operands[k].format);
     return size * bits / 8;
   }
   // Elements of a block of sums.
-  std::int64_t block() const { return row == 0 ? kSumBlock : rows_in(kSumBlock) * row; }
+  GRADSTEP_HD std::int64_t block() const { return row == 0 ? kSumBlock : rows_in(kSumBlock) * row; }
   // Elements of the rows that go through all passes together.
-  std::int64_t group() const { return (rows_in(kTile) < kMaxRows ? rows_in(kTile) : kMaxRows) * row; }
-  std::int64_t n_blocks() const { return (size + block() - 1) / block(); }
+  GRADSTEP_HD std::int64_t group() const { return (rows_in(kTile) < kMaxRows ? rows_in(kTile) : kMaxRows) * row; }
+  GRADSTEP_HD std::int64_t n_blocks() const { return (size + block() - 1) / block(); }
   // Whole rows in so many elements, one at least.
-  std::int64_t rows_in(std::int64_t elements) const { return row < elements ? elements / row : 1; }
+  GRADSTEP_HD std::int64_t rows_in(std::int64_t elements) const { return row < elements ? elements / row : 1; }
 };
 
 // What an engine is given to run.

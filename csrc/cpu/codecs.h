@@ -2,6 +2,7 @@
 // set: all of it has internal linkage.
 #pragma once
 
+#include "../core/precision.h"
 #include "loops.h"
 
 namespace gradstep::cpu {
@@ -149,13 +150,13 @@ GRADSTEP_HD std::uint32_t largest_bits(std::int64_t size, const T* x) {
   return static_cast<std::uint32_t>(largest);
 }
 
-// The codes of one block, of numbers that are multiplied by `before` and then by `inverse`.
+// The codes of one block.
 template <class Format, bool kByChance, bool kLarge, class T>
-GRADSTEP_HD void store_codes(std::int64_t size, const T* in, float before, float inverse, const std::uint32_t* draws,
+GRADSTEP_HD void store_codes(std::int64_t size, const T* in, const BlockInverse inverse, const std::uint32_t* draws,
                              std::uint8_t* out) {
   const auto code = [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
     const std::uint32_t bits = bits_of(static_cast<float>(in[i]));
-    const float x = float_of(bits & ~kSignBit), y = (kLarge ? x * before : x) * inverse;
+    const float x = float_of(bits & ~kSignBit), y = (kLarge ? x * inverse.before : x) * inverse.factor;
     return Format::template encode<kByChance>(y, bits & kSignBit, kByChance ? draws[i] : 0);
   };
   if constexpr (Format::bits == 8) {
@@ -171,23 +172,20 @@ GRADSTEP_HD void store_codes(std::int64_t size, const T* in, float before, float
 template <class Format, class T, bool kByChance>
 GRADSTEP_HD void store_blocks_as(const Part& part, const T* in) {
   constexpr std::int64_t kPerByte = 8 / Format::bits;
-  constexpr std::uint32_t kLeastNormal = 0x00800000u, kLarge = 252u << 23;  // 2^-126, 2^125
   auto* codes = reinterpret_cast<std::uint8_t*>(part.operand.data) + part.begin / kPerByte;
   // All scales first: a search for the largest ends in a chain of instructions that wait for each other, and those of several
   // blocks overlap.
-  for_blocks<Format>(part, [&](std::int64_t first, std::int64_t length, float& scale) GRADSTEP_INLINE_LAMBDA {
-    const std::uint32_t largest = largest_bits(length, in + first);
-    scale = float_of(largest < kLeastNormal ? 0 : largest < kInfinityBits ? largest : kInfinityBits | 0x400000u);
-  });
+  for_blocks<Format>(part, [&](std::int64_t first, std::int64_t length, float& scale)
+                               GRADSTEP_INLINE_LAMBDA { scale = block_scale(largest_bits(length, in + first)); });
   for_blocks<Format>(part, [&](std::int64_t first, std::int64_t length, float& scale) GRADSTEP_INLINE_LAMBDA {
     const T* from = in + first;
     std::uint8_t* to = codes + first / kPerByte;
     const std::uint32_t* draws = kByChance ? part.draws + first : nullptr;
-    const std::uint32_t largest = bits_of(scale);
-    if (largest - 1 < kLarge - 1) {
-      store_codes<Format, kByChance, false>(length, from, 1.0f, 1.0f / scale, draws, to);
-    } else if (largest != 0 && largest < kInfinityBits) {  // the inverse would be subnormal
-      store_codes<Format, kByChance, true>(length, from, 0x1p-4f, 1.0f / (scale * 0x1p-4f), draws, to);
+    const BlockInverse inverse(scale);
+    if (inverse.is_plain()) {
+      store_codes<Format, kByChance, false>(length, from, inverse, draws, to);
+    } else if (inverse.exists()) {
+      store_codes<Format, kByChance, true>(length, from, inverse, draws, to);
     } else {
       std::memset(to, 0, static_cast<std::size_t>((length + kPerByte - 1) / kPerByte));
     }
@@ -226,69 +224,23 @@ void store_part(const Part& part, const T* in) {
 
 // ---- parameters in two ----------------------------------------------------------------------------------------------------
 
-template <class T>
-GRADSTEP_HD float rounded_to(Format half, T x) {
-  return half == Format::kFloat16 ? Float16::decode<float>(Float16::encode(x)) : BFloat16::decode<float>(BFloat16::encode(x));
-}
-
-// The largest rest that a number of 16 bits can leave: half a unit in its last place.
-GRADSTEP_HD float largest_rest(Format half, float p) {
-  const float binade = float_of(bits_of(p) & kInfinityBits);
-  if (half == Format::kBFloat16) return binade * 0x1p-8f;
-  return binade * 0x1p-11f > 0x1p-25f ? binade * 0x1p-11f : 0x1p-25f;
-}
-
-// p <- the number that p, as it is stored, and the rest stand for. A rest that is none of this p is left out: somebody has
-// written to p.
+// p <- the number that p, as it is stored, and the rest stand for.
 template <class T>
 void join(Precision precision, Format half, std::int64_t size, T* p, const T* rest) {
-  const auto each = [=](auto element) GRADSTEP_INLINE_LAMBDA { for_each(size, Ahead{0}, element, p); };
-  const auto by_format = [=](auto of_format) GRADSTEP_INLINE_LAMBDA {
-    half == Format::kFloat16 ? of_format(Format::kFloat16) : of_format(Format::kBFloat16);
-  };
-  if (precision == Precision::kKahan) {
-    by_format([=](Format format) GRADSTEP_INLINE_LAMBDA {
-      each([=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
-        p[i] += magnitude(rest[i]) <= T(largest_rest(format, static_cast<float>(p[i]))) ? rest[i] : T(0);
-      });
-    });
-  } else if (precision == Precision::kSplit) {
-    each([=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
-      const auto upper = static_cast<float>(p[i]);
-      const float whole = float_of(bits_of(upper) + static_cast<std::uint32_t>(static_cast<std::int32_t>(rest[i])));
-      p[i] = T(bits_of(BFloat16::upper_half(whole)) == bits_of(upper) ? whole : upper);
-    });
-  } else {
-    by_format([=](Format format) GRADSTEP_INLINE_LAMBDA {
-      each([=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] = T(rounded_to(format, rest[i])) == p[i] ? rest[i] : p[i]; });
-    });
-  }
+  visit_precision(precision, half, [=]<Precision kPrecision, class Half>() GRADSTEP_INLINE_LAMBDA {
+    const auto element = [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { p[i] = joined<kPrecision, Half>(p[i], rest[i]); };
+    for_each(size, Ahead{0}, element, p);
+  });
 }
 
 // stored <- what p becomes in its 16 bits; rest <- what is kept beside.
 template <class T>
-void part_in_two(Precision precision, Format half, std::int64_t size, const T* p, T* stored, T* rest) {
-  const auto each = [=](auto element) GRADSTEP_INLINE_LAMBDA { for_each(size, Ahead{0}, element, stored); };
-  if (precision == Precision::kSplit) {
-    each([=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
-      const auto number = static_cast<float>(p[i]);
-      const float upper = BFloat16::upper_half(number);
-      stored[i] = T(upper);
-      const auto lower = static_cast<std::int32_t>(bits_of(number) - bits_of(upper));
-      rest[i] = number == number ? T(lower) : T(0);
-    });
-  } else if (precision == Precision::kMaster) {
-    each([=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { stored[i] = rest[i] = T(static_cast<float>(p[i])); });
-  } else {
-    const auto kahan = [=](Format format) GRADSTEP_INLINE_LAMBDA {
-      each([=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
-        stored[i] = T(rounded_to(format, p[i]));
-        const T left = p[i] - stored[i];
-        rest[i] = left - left == T(0) ? left : T(0);  // nothing beside an infinity
-      });
-    };
-    half == Format::kFloat16 ? kahan(Format::kFloat16) : kahan(Format::kBFloat16);
-  }
+void part(Precision precision, Format half, std::int64_t size, const T* p, T* stored, T* rest) {
+  visit_precision(precision, half, [=]<Precision kPrecision, class Half>() GRADSTEP_INLINE_LAMBDA {
+    const auto element = [=](std::int64_t i)
+                             GRADSTEP_INLINE_LAMBDA { part_in_two<kPrecision, Half>(p[i], stored[i], rest[i]); };
+    for_each(size, Ahead{0}, element, stored);
+  });
 }
 
 }  // namespace

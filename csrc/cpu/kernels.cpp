@@ -9,7 +9,7 @@ namespace gradstep::cpu {
 namespace {
 
 template <class Rule, class T, class P, class G, class S, class... DecayStage>
-constexpr void fill_updates(Operation (&updates)[kDecays][2], List<DecayStage...>) {
+constexpr void fill_updates(Function (&updates)[kDecays][2], List<DecayStage...>) {
   int decay = 0;
   ((updates[decay][0] = update<Rule, T, DecayStage, false, P, G, S>,
     updates[decay][1] = update<Rule, T, DecayStage, HasFirst<Rule>, P, G, S>, ++decay),
@@ -30,7 +30,7 @@ constexpr void fill_updates(TypedKernels& kernels, int rule) {
 }
 
 template <class Rule, class T, class DecayStage>
-constexpr void fill_directions(Operation (&directions)[2][2]) {
+constexpr void fill_directions(Function (&directions)[2][2]) {
   directions[0][0] = direction<Rule, T, DecayStage, false, false>;
   directions[0][1] = direction<Rule, T, DecayStage, false, HasFirst<Rule>>;
   directions[1][0] = direction<Rule, T, DecayStage, true, false>;
@@ -38,8 +38,8 @@ constexpr void fill_directions(Operation (&directions)[2][2]) {
 }
 
 template <class T>
-constexpr void fill_loops(Operation (&loops)[static_cast<int>(Loop::kLoops)]) {
-  const auto set = [&](Loop loop, Operation operation) { loops[static_cast<int>(loop)] = operation; };
+constexpr void fill_loops(Function (&loops)[static_cast<int>(Loop::kLoops)]) {
+  const auto set = [&](Loop loop, Function function) { loops[static_cast<int>(loop)] = function; };
   set(Loop::kFactors, multiply_factors<T>);
   set(Loop::kScaleRow, scale_row<T>);
   set(Loop::kCentralize, centralize<T>);
@@ -83,6 +83,15 @@ constexpr TypedKernels typed(List<Rule...>, List<GradientStage...>, List<ParamSt
 constexpr auto kStateCounts = std::make_index_sequence<kMaxStates + 1>();
 constexpr Kernels kKernels{typed<float>(Rules{}, GradientStages{}, ParamStages{}, kStateCounts),
                            typed<double>(Rules{}, GradientStages{}, ParamStages{}, kStateCounts)};
+
+template <>
+const TypedKernels& kernels_of<float>() {
+  return kKernels.float32;
+}
+template <>
+const TypedKernels& kernels_of<double>() {
+  return kKernels.float64;
+}
 
 }  // namespace
 

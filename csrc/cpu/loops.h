@@ -99,7 +99,7 @@ GRADSTEP_HD void update_loop(const Tile<T>& tile, const Update update, const Dec
       tile.size, Ahead{tile.ahead, tile.copied},
       [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
         [&](T param, auto... states) GRADSTEP_INLINE_LAMBDA {
-          const T gradient = decay.gradient(factor * (scale * get(g[i])), param, decayed);
+          const T gradient = decay.gradient(scaled_gradient(get(g[i]), scale, factor), param, decayed);
           put(p[i], T(param - trust * decay.total(update(param, gradient, states...), param)));
           (put(s[i], states), ...);
         }(get(p[i]), get(s[i])...);
@@ -159,7 +159,9 @@ void multiply_factors(const std::byte*, void* erased) {
   const T scale = std::exchange(tile.scale, T(1)), factor = std::exchange(tile.gradient_factor, T(1));
   const T* g = tile.grad;
   T* out = tile.scratch;
-  for_each(tile.size, Ahead{tile.ahead}, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { out[i] = factor * (scale * g[i]); }, g);
+  for_each(
+      tile.size, Ahead{tile.ahead},
+      [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { out[i] = scaled_gradient(g[i], scale, factor); }, g);
   tile.grad = out;
 }
 
@@ -216,7 +218,7 @@ void noise(const std::byte* constants, void* erased) {
 template <class T>
 void couple(const std::byte* constants, void* erased) {
   auto& tile = tile_of<T>(erased);
-  const typename CoupledDecay::template Op<T> op({constants_of<double>(constants)}, 0);
+  const auto op = constants_of<typename CoupledDecay::template Op<T>>(constants);
   const T factor = tile.decayed_factor;
   const T *g = tile.grad, *p = tile.param;
   T* out = tile.scratch;
@@ -229,32 +231,21 @@ void couple(const std::byte* constants, void* erased) {
 // ---- stages of the update -------------------------------------------------------------------------------------------------
 
 template <class T>
-GRADSTEP_HD bool agree(T u, T g) {
-  return ((u > T(0)) & (g > T(0))) | ((u < T(0)) & (g < T(0)));
-}
-
-template <class T>
 void cautious(const std::byte*, void* erased) {
   auto& tile = tile_of<T>(erased);
   const T factor = tile.cautious_factor;
   const T* g = tile.grad;
   T* u = tile.update;
-  for_each(
-      tile.size, Ahead{0},
-      [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
-        const T kept = factor * u[i];
-        u[i] = agree(u[i], g[i]) ? kept : T(0);
-      },
-      u);
+  for_each(tile.size, Ahead{0}, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { u[i] = cautious_update(u[i], g[i], factor); }, u);
 }
 
 template <class T>
 void decay_update(const std::byte* constants, void* erased) {
   auto& tile = tile_of<T>(erased);
-  const T decay = T(constants_of<double>(constants));
+  const auto op = constants_of<typename DecoupledDecay::template Op<T>>(constants);
   const T* p = tile.param;
   T* u = tile.update;
-  for_each(tile.size, Ahead{0}, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { u[i] = decay * p[i] + u[i]; }, u);
+  for_each(tile.size, Ahead{0}, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { u[i] = op.total(u[i], p[i]); }, u);
 }
 
 template <class T>
@@ -295,7 +286,8 @@ void average(const std::byte* constants, void* erased) {
   const T weight = T(constants_of<double>(constants));
   const T* p = tile.param;
   T* a = tile.extras[kExtra];
-  for_each(tile.size, Ahead{tile.ahead}, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { a[i] += weight * (p[i] - a[i]); }, a);
+  for_each(
+      tile.size, Ahead{tile.ahead}, [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA { a[i] = averaged(a[i], p[i], weight); }, a);
 }
 
 template <class T>
@@ -306,7 +298,7 @@ void lookahead(const std::byte* constants, void* erased) {
   for_each(
       tile.size, Ahead{tile.ahead},
       [=](std::int64_t i) GRADSTEP_INLINE_LAMBDA {
-        slow[i] += weight * (p[i] - slow[i]);
+        slow[i] = averaged(slow[i], p[i], weight);
         p[i] = slow[i];
       },
       slow);

@@ -103,9 +103,7 @@ std::vector<Sums> run_and_sum(std::vector<Work>& works, std::vector<Sums>& block
   }
   run(works);
   std::vector<Sums> sums(works.size());
-  for (std::size_t w = 0; w < works.size(); ++w) {
-    for (std::int64_t i = 0; i < works[w].sweep->n_blocks(); ++i) sums[w].add(works[w].sums[i]);
-  }
+  for (std::size_t w = 0; w < works.size(); ++w) sums[w] = sum_blocks(works[w].sums, works[w].sweep->n_blocks());
   return sums;
 }
 

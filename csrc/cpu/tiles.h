@@ -20,9 +20,9 @@ GRADSTEP_HD T* in_place(const Operand& operand, std::int64_t begin) {
 
 // Where operand `k` stands, if the operations of the pipeline take it as it is stored; else null.
 template <class T>
-GRADSTEP_HD T* as_stored(const Sweep& sweep, const Pipeline& pipeline, int k, std::int64_t begin) {
+GRADSTEP_HD T* as_stored(const Sweep& sweep, std::uint32_t brains, int k, std::int64_t begin) {
   const Operand& operand = sweep.operands[k];
-  if (pipeline.brains >> k & 1) return reinterpret_cast<T*>(operand.data + begin * static_cast<std::int64_t>(sizeof(Brain)));
+  if (brains >> k & 1) return reinterpret_cast<T*>(operand.data + begin * static_cast<std::int64_t>(sizeof(Brain)));
   return in_place<T>(operand, begin);
 }
 
@@ -33,15 +33,52 @@ GRADSTEP_HD T* as_stored(const Sweep& sweep, const Pipeline& pipeline, int k, st
 constexpr std::int64_t kAhead = 512, kAheadInTiles = 768, kAheadInSums = 4096;
 
 template <class T>
-GRADSTEP_HD void run(const Pipeline& pipeline, const Pass& pass, Tile<T>& tile) {
-  for (int i = pass.begin; i < pass.end; ++i) pipeline.operations[i](pipeline.constants[i], &tile);
-}
+const TypedKernels& kernels_of();
+
+// A pipeline with the loops of its operations.
+template <class T>
+class Bound {
+ public:
+  Bound(const Sweep& sweep, const Pipeline& pipeline) : pipeline_(pipeline) {
+    const Brains brains = sizeof(T) == sizeof(float) ? take_brains(sweep) : Brains::kNone;
+    const TypedKernels& kernels = kernels_of<T>();
+    for (int i = 0; i < pipeline.size; ++i) functions_[i] = kernels.find(pipeline.operations[i], brains);
+  }
+
+  // Operands that the operations take as they are stored, in bfloat16; a bit each.
+  std::uint32_t brains() const { return brains_; }
+
+  void run(const Pass& pass, Tile<T>& tile) const {
+    for (int i = pass.begin; i < pass.end; ++i) functions_[i](pipeline_.constants[i], &tile);
+  }
+
+ private:
+  // What other operations than an update look at they find in the compute type, and what is stored otherwise than to nearest
+  // goes through a copy.
+  Brains take_brains(const Sweep& sweep) {
+    if (pipeline_.in_tiles || sweep.extras != 0 || pipeline_.operations[0].loop != Loop::kUpdate) return Brains::kNone;
+    const auto is_brain = [&](int k) { return sweep.operands[k].format == Format::kBFloat16 && !sweep.operands[k].strides; };
+    const std::uint32_t all_states = ((1u << sweep.n_states) - 1) << 2;
+    bool states = sweep.n_states > 0 && !pipeline_.states_by_chance;
+    for (int k = 2; k < 2 + sweep.n_states; ++k) states = states && is_brain(k);
+    const bool grad = is_brain(1), param = grad && is_brain(0) && pipeline_.precision == Precision::kNearest;
+    brains_ = (param ? 1u : 0u) | (grad ? 2u : 0u) | (states ? all_states : 0u);
+    if (param) return states ? Brains::kAll : Brains::kParamAndGrad;
+    if (grad) return states ? Brains::kGradAndStates : Brains::kGrad;
+    return states ? Brains::kStates : Brains::kNone;
+  }
+
+  const Pipeline& pipeline_;
+  std::uint32_t brains_ = 0;
+  Function functions_[Pipeline::kMaxOperations];
+};
 
 // What belongs to one thread while it carries tiles through a pipeline.
 template <class T>
 class Carrier {
  public:
-  Carrier(const Work& work, bool prefetch) : work_(work), sweep_(*work.sweep), pipeline_(*work.pipeline) {
+  Carrier(const Work& work, const Bound<T>& bound, bool prefetch)
+      : work_(work), sweep_(*work.sweep), pipeline_(*work.pipeline), bound_(bound) {
     tile_.scratch = scratch_;
     tile_.update = update_;
     tile_.decayed_factor = T(work.factors.decayed);
@@ -58,7 +95,7 @@ class Carrier {
       if (sweep_.extras >> extra & 1) slots_[k++] = &tile_.extras[extra];
     }
     for (k = 0; k < sweep_.n_operands; ++k) {
-      if (!as_stored<T>(sweep_, pipeline_, k, 0)) copied_ |= 1u << k;
+      if (!as_stored<T>(sweep_, bound_.brains(), k, 0)) copied_ |= 1u << k;
     }
     tile_.copied = copied_;
     if (prefetch) tile_.ahead = pipeline_.in_tiles || copied_ ? kAheadInTiles : kAheadInSums;
@@ -78,7 +115,7 @@ class Carrier {
   void tile(const Pass& pass, std::int64_t begin, std::int64_t end) {
     const std::int64_t size = end - begin;
     for (int k = 0; k < sweep_.n_operands; ++k) {
-      *slots_[k] = copied_ >> k & 1 ? copies_[k] : as_stored<T>(sweep_, pipeline_, k, begin);
+      *slots_[k] = copied_ >> k & 1 ? copies_[k] : as_stored<T>(sweep_, bound_.brains(), k, begin);
     }
     if (long_row_) tile_.param = long_row_ + (begin - row_begin_);
     tile_.grad = gradient_;
@@ -88,11 +125,11 @@ class Carrier {
     tile_.gradient_factor = T(work_.factors.gradient);
     tile_.row = sweep_.row > 0 && sweep_.row < size ? sweep_.row : size;
     tile_.sums = work_.sums ? work_.sums + begin / block_ : nullptr;
-    const bool weighs = pipeline_.weights && pass.loads & 2;
+    const bool weighs = pipeline_.weighs && pass.loads & 2;
     if (copied_) load_copies(weighs ? pass.loads & ~2u : pass.loads);
     if (weighs) weigh();
 
-    run(pipeline_, pass, tile_);
+    bound_.run(pass, tile_);
 
     if (copied_) store_copies(pass.stores);
     if (pipeline_.zeroes_gradient && &pass == &pipeline_.passes[pipeline_.n_passes - 1]) zero_gradients(begin, size);
@@ -115,9 +152,10 @@ class Carrier {
       const Pass& pass = pipeline_.passes[p];
       std::fill_n(row_sums_, n_rows, RowSums{});
       for (std::int64_t at = begin; at < end; at += kTile) tile(pass, at, std::min(at + kTile, end));
-      for (std::int64_t row = 0; pass.finish && row < n_rows; ++row) {
-        row_values_[row] =
-            pass.finish(pipeline_.constants[pass.finish_constants], row_sums_[row], sweep_.row, work_.factors.gradient);
+      if (pass.finish == RowResult::kNone) continue;
+      for (std::int64_t row = 0; row < n_rows; ++row) {
+        row_values_[row] = finish_row(pass.finish, pipeline_.constants[pass.finish_constants], row_sums_[row], sweep_.row,
+                                      work_.factors.gradient);
       }
     }
   }
@@ -144,7 +182,7 @@ class Carrier {
     for (int k = 0; k < sweep_.n_operands; ++k) {
       if (!(copied_ & operands & 1u << k)) continue;
       if (k == 0 && is_in_two()) {
-        part_in_two(pipeline_.precision, sweep_.operands[0].format, tile_.size, tile_.param, scratch_, rest_);
+        cpu::part(pipeline_.precision, sweep_.operands[0].format, tile_.size, tile_.param, scratch_, rest_);
         store_part(part(sweep_.operands[0]), scratch_);
         store_part(part(sweep_.rest), rest_);
         continue;
@@ -177,7 +215,7 @@ class Carrier {
         load_part(part(gradient(i), tile_.ahead), copies_[1]);
         g = copies_[1];
       }
-      const T weight = T(pipeline_.weights[i]);
+      const T weight = T((pipeline_.weights ? pipeline_.weights[i] : 1) * pipeline_.weight_scale);
       T* sum = scratch_;
       if (i == 0) {
         for_each(tile_.size, Ahead{tile_.ahead}, [=](std::int64_t j) GRADSTEP_INLINE_LAMBDA { sum[j] = weight * g[j]; }, g);
@@ -200,6 +238,7 @@ class Carrier {
   const Work& work_;
   const Sweep& sweep_;
   const Pipeline& pipeline_;
+  const Bound<T>& bound_;
   const std::int64_t block_ = sweep_.block();
   Tile<T> tile_{};
   T* gradient_ = nullptr;
@@ -220,8 +259,9 @@ class Carrier {
 };
 
 template <class T>
-GRADSTEP_NOINLINE void sweep_in_tiles(const Work& work, std::int64_t begin, std::int64_t end, bool prefetch) {
-  Carrier<T> carrier(work, prefetch);
+GRADSTEP_NOINLINE void sweep_in_tiles(const Work& work, const Bound<T>& bound, std::int64_t begin, std::int64_t end,
+                                      bool prefetch) {
+  Carrier<T> carrier(work, bound, prefetch);
   const Sweep& sweep = *work.sweep;
   if (work.pipeline->by_row) {
     // Pieces begin with a block, and rows of two blocks do not mix.
@@ -255,14 +295,15 @@ void sweep(const Work& work, std::int64_t begin, std::int64_t end, bool prefetch
   if (begin == end) return;
   const Sweep& sweep = *work.sweep;
   const Pipeline& pipeline = *work.pipeline;
+  const Bound<T> bound(sweep, pipeline);
   bool direct = !pipeline.in_tiles && !work.sums;
-  for (int k = 0; k < sweep.n_operands; ++k) direct = direct && as_stored<T>(sweep, pipeline, k, 0);
-  if (!direct) return sweep_in_tiles<T>(work, begin, end, prefetch);
+  for (int k = 0; k < sweep.n_operands; ++k) direct = direct && as_stored<T>(sweep, bound.brains(), k, 0);
+  if (!direct) return sweep_in_tiles<T>(work, bound, begin, end, prefetch);
 
   Tile<T> tile{};
-  tile.param = as_stored<T>(sweep, pipeline, 0, begin);
-  tile.grad = as_stored<T>(sweep, pipeline, 1, begin);
-  for (int k = 0; k < sweep.n_states; ++k) tile.states[k] = as_stored<T>(sweep, pipeline, 2 + k, begin);
+  tile.param = as_stored<T>(sweep, bound.brains(), 0, begin);
+  tile.grad = as_stored<T>(sweep, bound.brains(), 1, begin);
+  for (int k = 0; k < sweep.n_states; ++k) tile.states[k] = as_stored<T>(sweep, bound.brains(), 2 + k, begin);
   tile.begin = begin;
   tile.size = end - begin;
   tile.ahead = prefetch ? kAhead : 0;
@@ -270,7 +311,7 @@ void sweep(const Work& work, std::int64_t begin, std::int64_t end, bool prefetch
   tile.gradient_factor = T(work.factors.gradient);
   tile.decayed_factor = T(work.factors.decayed);
   tile.trust_factor = T(work.factors.trust);
-  run(pipeline, pipeline.passes[0], tile);
+  bound.run(pipeline.passes[0], tile);
 }
 
 }  // namespace

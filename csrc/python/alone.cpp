@@ -4,8 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "../core/portable.h"
-#include "../cpu/pipeline.h"
+#include "../core/pipeline.h"
 #include "../cpu/run.h"
 #include "entry.h"
 #include "gil.h"
@@ -55,15 +54,11 @@ class Batch {
     }
   }
 
-  // Runs `make_pipeline(compute, pipeline)`'s pipelines over all of them. Returns the sums, if there are to be any.
-  template <class MakePipeline>
-  Sums run(MakePipeline make_pipeline, double factor, bool sums, bool keeps_denormals = false) {
-    Pipeline pipelines[2];
-    make_pipeline(Format::kFloat32, pipelines[0]);
-    make_pipeline(Format::kFloat64, pipelines[1]);
+  // Runs a pipeline over all of them. Returns the sums, if there are to be any.
+  Sums run(const Pipeline& pipeline, double factor, bool sums, bool keeps_denormals = false) {
     std::vector<Work> works;
     for (const Entry& entry : entries_) {
-      works.push_back({&entry.sweep(), &pipelines[entry.sweep().compute == Format::kFloat64], {}, nullptr});
+      works.push_back({&entry.sweep(), &pipeline, {}, nullptr});
       works.back().factors.gradient = factor;
     }
     check_overlap();
@@ -102,8 +97,13 @@ class Batch {
 };
 
 // `loads`, `stores`: operands, a bit each.
-auto pipeline_of(cpu::Loop loop, std::uint32_t loads, std::uint32_t stores) {
-  return [=](Format compute, Pipeline& pipeline) { cpu::make_loop_pipeline(loop, loads, stores, compute, pipeline); };
+Pipeline pipeline_of(const Operation& operation, std::uint32_t loads, std::uint32_t stores) {
+  Pipeline pipeline;
+  pipeline.operations[0] = operation;
+  new (pipeline.constants[0]) double(0);  // for those that have any
+  pipeline.passes[0] = {0, 1, loads, stores};
+  pipeline.size = pipeline.n_passes = 1;
+  return pipeline;
 }
 
 }  // namespace
@@ -119,7 +119,8 @@ void touch(const py::list& outputs, const py::list& inputs) {
   roles.n_states = n - 2;
   Batch batch("touch");
   batch.add(objects, roles, "an array");
-  batch.run([&](Format compute, Pipeline& pipeline) { cpu::make_touch_pipeline(n - 2, compute, pipeline); }, 1, false);
+  const std::uint32_t all = (1u << n) - 1;
+  batch.run(pipeline_of({Loop::kTouch, static_cast<std::uint8_t>(n - 2)}, all, all & ~2u), 1, false);
 }
 
 double sum_of_squares(const py::list& arrays, const char* function, const char* name) {
@@ -130,7 +131,7 @@ double sum_of_squares(const py::list& arrays, const char* function, const char* 
     PyObject* array = arrays[i].ptr();
     batch.add({array, array}, roles, std::string(name) + "[" + std::to_string(i) + "]");
   }
-  return batch.run(pipeline_of(cpu::Loop::kSumParam, 1, 0), 1, true).at[kParamSquares];
+  return batch.run(pipeline_of({Loop::kSumParam}, 1, 0), 1, true).at[kParamSquares];
 }
 
 void scale(const py::list& arrays, double factor, const char* function, const char* name) {
@@ -139,7 +140,7 @@ void scale(const py::list& arrays, double factor, const char* function, const ch
     PyObject* array = arrays[i].ptr();
     batch.add({array, array}, {}, std::string(name) + "[" + std::to_string(i) + "]");
   }
-  batch.run(pipeline_of(cpu::Loop::kScale, 1, 1), factor, false);
+  batch.run(pipeline_of({Loop::kScale}, 1, 1), factor, false);
 }
 
 void swap(const py::list& ones, const py::list& others, const char* function) {
@@ -150,7 +151,7 @@ void swap(const py::list& ones, const py::list& others, const char* function) {
     PyObject* one = ones[i].ptr();
     batch.add({one, one, others[i].ptr()}, roles, "array " + std::to_string(i));
   }
-  batch.run(pipeline_of(cpu::Loop::kSwap, 5, 5), 1, false);
+  batch.run(pipeline_of({Loop::kSwap}, 5, 5), 1, false);
 }
 
 void convert(const py::tuple& target, const py::tuple& source, bool is_unsigned, const char* function) {
@@ -172,8 +173,8 @@ void convert(const py::tuple& target, const py::tuple& source, bool is_unsigned,
   Batch batch(function);
   batch.add(objects, roles, name, names);
   batch.check_apart(names);
-  if (from_codes) batch.run(pipeline_of(cpu::Loop::kCopyFrom, 4, 1), 1, false, true);
-  else batch.run(pipeline_of(cpu::Loop::kCopyTo, 1, 4), 1, false, true);
+  if (from_codes) batch.run(pipeline_of({Loop::kCopyFrom}, 4, 1), 1, false, true);
+  else batch.run(pipeline_of({Loop::kCopyTo}, 1, 4), 1, false, true);
 }
 
 }  // namespace gradstep::python

@@ -10,7 +10,7 @@
 namespace gradstep::python {
 
 struct Conditions {
-  cpu::StepOptions options;
+  StepOptions options;
   bool raises = false;          // an error, where the step is left out
   std::vector<double> weights;  // of several gradients
 };

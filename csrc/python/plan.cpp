@@ -67,7 +67,7 @@ void Plan::refuse(const Item& item, int operand, const Problem& problem) const {
   raise(problem.type, labels_.function + ": " + label(item, operand) + " " + problem.text);
 }
 
-void Plan::add_group(py::handle kernel, const cpu::StepOptions& options) {
+void Plan::add_group(py::handle kernel, const StepOptions& options) {
   Group& group = groups_.emplace_back();
   try {
     group.rule = &parse(kernel, group.settings);

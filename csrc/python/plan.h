@@ -97,7 +97,7 @@ class Plan {
   void commit(PyObject* state, const std::vector<Fresh>& created);
   template <class Changed>
   void bump_versions(Changed changed) const;
-  void add_group(pybind11::handle kernel, const cpu::StepOptions& options);
+  void add_group(pybind11::handle kernel, const StepOptions& options);
   pybind11::object report(const Conditions& conditions, const cpu::Outcome& outcome) const;
   [[noreturn]] void refuse_nonfinite(const cpu::Outcome& outcome) const;
   [[noreturn]] void refuse(const Item& item, int operand, const Problem& problem) const;

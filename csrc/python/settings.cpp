@@ -1,5 +1,6 @@
 #include "settings.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -17,6 +18,7 @@ template <class... Rule>
 std::vector<RuleInfo> list_rules(List<Rule...>) {
   std::vector<RuleInfo> all;
   const auto add = [&]<class R>() {
+    static_assert(R::fields.size() <= kMaxFields);
     RuleInfo info{static_cast<int>(all.size()), R::name, {R::fields.begin(), R::fields.end()}, {}, {}, 0, HasFirst<R>};
     for (const State& state : R::states) {
       info.unsigned_states |= static_cast<std::uint32_t>(state.is_unsigned) << info.states.size();
@@ -61,14 +63,20 @@ constexpr int index_in(List<Others...>) {
   return found;
 }
 
+template <class Stage, class List>
+void add_stage(Chosen<List>& chosen, List list, const double* values) {
+  auto& [index, to] = chosen.stages[chosen.size++];
+  static_assert(Stage::fields.size() <= kMaxStageFields);
+  index = index_in<Stage>(list);
+  std::copy_n(values, Stage::fields.size(), to);
+}
+
 std::vector<StageInfo> make_stages() {
   constexpr Range kAny = Range::kFinite, kNotNegative = Range::kNonNegative;
   std::vector<StageInfo> all;
   all.push_back({"scale", {{"grad_scale", kAny}}, [](Settings& s, const double* x) { s.scale = x[0]; }});
   add_stages(all, GradientStages{}, []<class Stage>() -> void (*)(Settings&, const double*) {
-    return [](Settings& s, const double* x) {
-      s.gradient_stages.push_back({index_in<Stage>(GradientStages{}), {x, x + Stage::fields.size()}});
-    };
+    return [](Settings& s, const double* x) { add_stage<Stage>(s.gradient_stages, GradientStages{}, x); };
   });
   all.push_back({"agc", {{"agc", kNotNegative}, {"agc_eps", kNotNegative}}, [](Settings& s, const double* x) {
                    s.agc = x[0];
@@ -114,9 +122,7 @@ std::vector<StageInfo> make_stages() {
                    s.decay_in_ratio = x[2] != 0;
                  }});
   add_stages(all, ParamStages{}, []<class Stage>() -> void (*)(Settings&, const double*) {
-    return [](Settings& s, const double* x) {
-      s.param_stages.push_back({index_in<Stage>(ParamStages{}), {x, x + Stage::fields.size()}});
-    };
+    return [](Settings& s, const double* x) { add_stage<Stage>(s.param_stages, ParamStages{}, x); };
   });
   all.push_back({"group_lasso", {{"group_lasso", kNotNegative}}, [](Settings& s, const double* x) { s.group_lasso = x[0]; }});
   all.push_back({"max_norm", {{"max_norm", kNotNegative}}, [](Settings& s, const double* x) { s.max_norm = x[0]; }});
@@ -166,15 +172,14 @@ double number(PyObject* object, const Field& field) {
 }
 
 // The numbers of `tuple` from `first` on, one a field.
-void parse_values(PyObject* tuple, Py_ssize_t first, const std::vector<Field>& fields, std::vector<double>& values) {
+void parse_values(PyObject* tuple, Py_ssize_t first, const std::vector<Field>& fields, double* values) {
   if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) - first != static_cast<Py_ssize_t>(fields.size())) {
     std::string names;
     for (const Field& field : fields) names += (names.empty() ? "" : ", ") + std::string(field.name);
     type_problem("takes the values (" + names + "), got " + py::repr(tuple).cast<std::string>());
   }
-  values.clear();
   for (std::size_t i = 0; i < fields.size(); ++i) {
-    values.push_back(number(PyTuple_GET_ITEM(tuple, first + static_cast<Py_ssize_t>(i)), fields[i]));
+    values[i] = number(PyTuple_GET_ITEM(tuple, first + static_cast<Py_ssize_t>(i)), fields[i]);
   }
 }
 
@@ -186,9 +191,9 @@ void parse_stage(PyObject* stage, Settings& settings, std::uint64_t& seen) {
     if (!PyUnicode_Check(name) || PyUnicode_CompareWithASCIIString(name, info.name) != 0) continue;
     if (seen & here) type_problem("takes a stage once, got " + py::repr(stage).cast<std::string>() + " as a second");
     seen |= here;
-    std::vector<double> values;
+    double values[kMaxFields];
     parse_values(stage, 1, info.fields, values);
-    info.set(settings, values.data());
+    info.set(settings, values);
     return;
   }
   type_problem("has no stage " + py::repr(stage).cast<std::string>());

@@ -18,7 +18,8 @@ struct Adagrad {
   template <class T>
   struct Update {
     T lr, eps;
-    Update(const Adagrad& rule, double step) : lr(T(rule.lr / (1 + (step - 1) * rule.lr_decay))), eps(T(rule.eps)) {}
+    GRADSTEP_HD Update(const Adagrad& rule, double step)
+        : lr(T(rule.lr / (1 + (step - 1) * rule.lr_decay))), eps(T(rule.eps)) {}
     GRADSTEP_HD T operator()(T, T g, T& s) const {
       s = s + g * g;
       return lr * g / (square_root(s) + eps);

@@ -2,9 +2,8 @@
 // (arXiv:1711.05101, Algorithm 2), with coupled decay torch's Adam with weight_decay; both decays are stages.
 #pragma once
 
-#include <cmath>
-
 #include "../core/math.h"
+#include "../core/power.h"
 #include "../core/rule.h"
 
 namespace gradstep {
@@ -33,10 +32,10 @@ struct Adam {
   template <class T>
   struct Update {
     T beta1, rest1, beta2, rest2, step_size, eps;
-    Update(const Adam& rule, double step)
+    GRADSTEP_HD Update(const Adam& rule, double step)
         : beta1(T(rule.beta1)), rest1(T(1 - rule.beta1)), beta2(T(rule.beta2)), rest2(T(1 - rule.beta2)) {
-      const double root2 = std::sqrt(1 - std::pow(rule.beta2, step));
-      step_size = T(rule.lr * root2 / (1 - std::pow(rule.beta1, step)));
+      const double root2 = square_root(1 - power(rule.beta2, step));
+      step_size = T(rule.lr * root2 / (1 - power(rule.beta1, step)));
       eps = T(rule.eps * root2);
     }
     GRADSTEP_HD void average(T g, T& m, T& v) const {

@@ -23,7 +23,7 @@ struct Lamb {
 
   template <class T>
   struct Update : Adam<false>::Update<T> {
-    Update(const Lamb& rule, double step)
+    GRADSTEP_HD Update(const Lamb& rule, double step)
         : Adam<false>::Update<T>({rule.lr, rule.beta1, rule.beta2, rule.eps},
                                  rule.bias_correction != 0 ? step : std::numeric_limits<double>::infinity()) {
       if (rule.grad_averaging == 0) this->rest1 = T(1);

@@ -19,7 +19,7 @@ struct Lion {
   template <class T>
   struct Update {
     T lr, beta1, rest1, beta2, rest2;
-    Update(const Lion& rule, double)
+    GRADSTEP_HD Update(const Lion& rule, double)
         : lr(T(rule.lr)), beta1(T(rule.beta1)), rest1(T(1 - rule.beta1)), beta2(T(rule.beta2)), rest2(T(1 - rule.beta2)) {}
     GRADSTEP_HD T operator()(T, T g, T& m) const {
       const T c = beta1 * m + rest1 * g;

@@ -18,7 +18,7 @@ struct Novograd {
   template <class T>
   struct Update {
     T lr, beta1, rest1;
-    Update(const Novograd& rule, double)
+    GRADSTEP_HD Update(const Novograd& rule, double)
         : lr(T(rule.lr)), beta1(T(rule.beta1)), rest1(T(rule.grad_averaging != 0 ? 1 - rule.beta1 : 1)) {}
     GRADSTEP_HD T operator()(T, T g, T& m) const {
       m = beta1 * m + rest1 * g;

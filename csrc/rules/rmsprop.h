@@ -31,7 +31,7 @@ struct Rmsprop {
   template <class T>
   struct Update {
     T lr, alpha, rest, eps, momentum;
-    Update(const Rmsprop& rule, double)
+    GRADSTEP_HD Update(const Rmsprop& rule, double)
         : lr(T(rule.lr)), alpha(T(rule.alpha)), rest(T(1 - rule.alpha)), eps(T(rule.eps)), momentum(T(rule.momentum)) {}
     GRADSTEP_HD T average(T g, T& v) const { return v = alpha * v + rest * (g * g); }
     GRADSTEP_HD T variance(T g, T& v, T& a) const {

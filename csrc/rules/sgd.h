@@ -15,7 +15,7 @@ struct Sgd {
   template <class T>
   struct Update {
     T lr;
-    Update(const Sgd& rule, double) : lr(T(rule.lr)) {}
+    GRADSTEP_HD Update(const Sgd& rule, double) : lr(T(rule.lr)) {}
     GRADSTEP_HD T operator()(T, T g) const { return lr * g; }
   };
 };
@@ -34,7 +34,8 @@ struct SgdMomentum {
   template <class T>
   struct Update {
     T lr, momentum, rest;
-    Update(const SgdMomentum& rule, double) : lr(T(rule.lr)), momentum(T(rule.momentum)), rest(T(1 - rule.dampening)) {}
+    GRADSTEP_HD Update(const SgdMomentum& rule, double)
+        : lr(T(rule.lr)), momentum(T(rule.momentum)), rest(T(1 - rule.dampening)) {}
     GRADSTEP_HD T direction(T g, T b) const {
       if constexpr (kNesterov) return lr * (g + momentum * b);
       return lr * b;
