@@ -4,26 +4,9 @@
 #include <deque>
 #include <vector>
 
-#include "../core/pipeline.h"
-#include "../core/step.h"
+#include "../core/engine.h"
 
 namespace gradstep::cpu {
-
-struct StepItem {
-  const Sweep* sweep;
-  const Settings* settings;
-  Moment moment;
-  double* norm_state = nullptr;  // NovoGrad's second moment, which the step moves
-};
-
-struct Outcome {
-  static constexpr std::size_t kNone = static_cast<std::size_t>(-1);
-  std::size_t nonfinite = kNone;  // the first item for which the step was left out
-  double clip_factor = 1;         // of the overall norm
-  std::vector<Seen> seen;         // one an item, with `stats`
-
-  bool skipped() const { return nonfinite != kNone; }
-};
 
 class Step {
  public:

@@ -230,17 +230,17 @@ py::object Plan::step(const py::list& params, const py::object& grads, const py:
     }
   }
   take_all(taken);
-  const cpu::Outcome outcome = run(conditions);
+  const Outcome outcome = run(conditions);
   if (!outcome.skipped()) commit(state.ptr(), created);
   return report(conditions, outcome);
 }
 
-void Plan::refuse_nonfinite(const cpu::Outcome& outcome) const {
+void Plan::refuse_nonfinite(const Outcome& outcome) const {
   refuse(items_[outcome.nonfinite], 1, {PyExc_FloatingPointError, "has an element that is not finite"});
 }
 
 // What the step saw, for Python.
-py::object Plan::report(const Conditions& conditions, const cpu::Outcome& outcome) const {
+py::object Plan::report(const Conditions& conditions, const Outcome& outcome) const {
   if (outcome.skipped() && conditions.raises) refuse_nonfinite(outcome);
   if (!conditions.options.checks && !conditions.options.stats) return py::none();
   const auto numbers = [](std::int64_t index, std::int64_t size, double clip_factor, const Sums& sums) {
@@ -405,7 +405,7 @@ void Plan::bump_versions(Changed changed) const {
   python::bump_versions(py::reinterpret_steal<py::list>(tensors));
 }
 
-cpu::Outcome Plan::run(const Conditions& conditions) {
+Outcome Plan::run(const Conditions& conditions) {
   check_overlap();
   std::int64_t total = 0;
   for (Item& item : items_) {
@@ -415,7 +415,7 @@ cpu::Outcome Plan::run(const Conditions& conditions) {
     step_items_.push_back({&sweep, &settings, item.moment, &item.norm_squared});
     total += sweep.size;
   }
-  cpu::Outcome outcome;
+  Outcome outcome;
   const auto run = [&] { outcome = engine_.run(step_items_, conditions.options); };
   if (total >= kReleaseGil) without_gil(run);
   else run();

@@ -83,7 +83,7 @@ class Plan {
   // Empties what belongs to one call, when it ends.
   struct Scope;
 
-  cpu::Outcome run(const Conditions& conditions);
+  Outcome run(const Conditions& conditions);
   void take(Item& item);
   void take_numbers(Item& item);
   void take_scales(Item& item);
@@ -98,8 +98,8 @@ class Plan {
   template <class Changed>
   void bump_versions(Changed changed) const;
   void add_group(pybind11::handle kernel, const StepOptions& options);
-  pybind11::object report(const Conditions& conditions, const cpu::Outcome& outcome) const;
-  [[noreturn]] void refuse_nonfinite(const cpu::Outcome& outcome) const;
+  pybind11::object report(const Conditions& conditions, const Outcome& outcome) const;
+  [[noreturn]] void refuse_nonfinite(const Outcome& outcome) const;
   [[noreturn]] void refuse(const Item& item, int operand, const Problem& problem) const;
   std::string label(const Item& item, int operand) const;
 
@@ -119,7 +119,7 @@ class Plan {
   bool outputs_changed_ = false;              // since the last check
   std::vector<View> views_;
   std::vector<PyObject*> objects_;
-  std::vector<cpu::StepItem> step_items_;
+  std::vector<StepItem> step_items_;
   cpu::Step engine_;
   Holds holds_;
 };
