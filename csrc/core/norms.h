@@ -30,10 +30,13 @@ enum Sum {
 struct Sums {
   double at[kSums] = {};
 
+  // What stands in slot `slot` of the sum, where a and b stand in it.
+  GRADSTEP_HD static double added(int slot, double a, double b) {
+    if (slot != kMaxAbs) return a + b;
+    return a >= b || a != a ? a : b;
+  }
   GRADSTEP_HD void add(const Sums& other) {
-    for (int k = 0; k < kMaxAbs; ++k) at[k] += other.at[k];
-    const double a = at[kMaxAbs], b = other.at[kMaxAbs];
-    at[kMaxAbs] = a >= b || a != a ? a : b;
+    for (int slot = 0; slot < kSums; ++slot) at[slot] = added(slot, at[slot], other.at[slot]);
   }
 };
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__SSE2__) || defined(_M_X64)
+#if (defined(__SSE2__) || defined(_M_X64)) && !defined(__CUDACC__)
 #include <immintrin.h>
 #define GRADSTEP_X86 1
 #else
@@ -46,6 +46,14 @@
 #define GRADSTEP_INDEPENDENT
 #endif
 
+// GRADSTEP_UNROLL(n): before a loop in device code.
+#if defined(__CUDACC__)
+#define GRADSTEP_UNROLL(n) _Pragma(GRADSTEP_TEXT(unroll n))
+#define GRADSTEP_TEXT(text) #text
+#else
+#define GRADSTEP_UNROLL(n)
+#endif
+
 #if defined(_MSC_VER) && !defined(__clang__)
 #define GRADSTEP_NOINLINE __declspec(noinline)
 #else
@@ -67,7 +75,7 @@ GRADSTEP_HD void prefetch(const void* at) {
 }
 
 // A register of doubles: compilers keep these in registers, which they do not do for an array of sums.
-#if defined(__GNUC__)
+#if defined(__GNUC__) && !defined(__CUDACC__)
 #if defined(__AVX512F__)
 #define GRADSTEP_VECTOR_BYTES 64
 #elif defined(__AVX__)
@@ -154,6 +162,7 @@ GRADSTEP_HD double load_doubles(const T* at, T scale) {
 GRADSTEP_HD double add_exact_square(double sum, double x) { return sum + x * x; }
 #endif
 
+#if !defined(__CUDACC__)
 // The floating-point environment of a sweep: round to nearest, no traps, denormals flushed or kept. What the caller had is
 // restored when the object goes out of scope.
 class FloatEnvironment {
@@ -197,5 +206,7 @@ inline void relax() {
   asm volatile("yield");
 #endif
 }
+
+#endif
 
 }  // namespace gradstep

@@ -54,6 +54,16 @@ struct Draws {
   Philox philox;
   std::uint32_t operand, stream, step;
 
+  // Those of one element.
+  GRADSTEP_HD std::uint32_t at(std::uint64_t element) const {
+    const std::uint64_t place = element % kGroup, word = place / kCounters;
+    const std::uint64_t counter = kCounters * (element / kGroup) + place % kCounters;
+    std::uint32_t x[4] = {static_cast<std::uint32_t>(counter),
+                          static_cast<std::uint32_t>((counter >> 32) + (std::uint64_t{operand + 1} << 24)), stream, step};
+    philox(x);
+    return x[word % 4] >> (word < 4 ? 0 : 16) & 0xffffu;
+  }
+
   // Those of the elements of group `group`, each in the lower half of a word.
   GRADSTEP_HD void operator()(std::uint64_t group, std::uint32_t* out) const {
     for (std::int64_t lane = 0; lane < kCounters; lane += kVectorDoubles) {
@@ -146,8 +156,19 @@ struct Normal {
   GRADSTEP_HD void operator()(std::uint64_t quad, double (&z)[4]) const {
     std::uint32_t x[4] = {static_cast<std::uint32_t>(quad), static_cast<std::uint32_t>(quad >> 32), stream, step};
     philox(x);
-    for (int i = 0; i < 4; ++i) z[i] = normal_quantile((x[i] + 0.5) * (1.0 / 4294967296.0));
+    for (int i = 0; i < 4; ++i) z[i] = normal(x[i]);
   }
+
+  // The number of one element.
+  GRADSTEP_HD double at(std::uint64_t element) const {
+    const std::uint64_t quad = element / 4;
+    std::uint32_t x[4] = {static_cast<std::uint32_t>(quad), static_cast<std::uint32_t>(quad >> 32), stream, step};
+    philox(x);
+    return normal(x[element % 4]);
+  }
+
+ private:
+  GRADSTEP_HD static double normal(std::uint32_t word) { return normal_quantile((word + 0.5) * (1.0 / 4294967296.0)); }
 };
 
 }  // namespace gradstep

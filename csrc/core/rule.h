@@ -47,7 +47,7 @@ struct List {
 
 // The rule whose settings stand at `values`, in the order of its fields.
 template <class Rule>
-Rule from_values(const double* values) {
+GRADSTEP_HD Rule from_values(const double* values) {
   Rule rule;
   if constexpr (!Rule::fields.empty()) {
     static_assert(sizeof(Rule) == sizeof(double) * Rule::fields.size(), "a rule is a struct of doubles, one a field");

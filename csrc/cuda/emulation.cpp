@@ -1,0 +1,113 @@
+#include "emulation.h"
+
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "../core/portable.h"
+#include "../cpu/run.h"
+#include "device.h"
+#include "direct.h"
+#include "tiles.h"
+
+namespace gradstep::cuda {
+namespace {
+
+using device::Error;
+
+template <class T>
+void run_update(const Launch& launch, const HostThreads& threads, const Args& args, std::uint32_t chunk) {
+  visit_at(Rules{}, launch.rule, [&]<class Rule>() {
+    if (launch.stored == Stored::kInPlace) update_directly<Rule, T, Stored::kInPlace>(threads, args, chunk);
+    else update_directly<Rule, T, Stored::kMixed>(threads, args, chunk);
+  });
+}
+
+template <class T>
+void run_chunk(const Launch& launch, const HostThreads& threads, const Args& args, std::uint32_t chunk) {
+  if (launch.program == Program::kSums) sum_gradient<T>(threads, args, chunk);
+  else if (launch.program == Program::kUpdate) run_update<T>(launch, threads, args, chunk);
+  else carry_tiles<T>(threads, args, chunk);
+}
+
+class HostDevice : public Device {
+ public:
+  std::unique_ptr<Current> make_current() override { return std::make_unique<Current>(); }
+
+  // Filled with what no table has, so that nothing is taken for sent that is not.
+  void* allocate(std::size_t bytes) override {
+    void* memory = ::operator new(bytes, std::align_val_t{256});
+    std::memset(memory, 0xa5, bytes);
+    return memory;
+  }
+  void release(void* memory) override { ::operator delete(memory, std::align_val_t{256}); }
+  bool is_recording(void*) override { return false; }
+  void upload(void* to, const std::byte* from, std::size_t bytes, void*) override { std::memcpy(to, from, bytes); }
+
+  void launch(const Launch& launch, const Args& args, void*) override {
+    const FloatEnvironment environment(takes_chunks(launch.program) && cpu::flush_denormals());
+    std::vector<double> shared(launch.shared / sizeof(double) + 1);
+    const HostThreads threads{reinterpret_cast<std::byte*>(shared.data())};
+    for (std::uint32_t task = 0; task < launch.tasks; ++task) {
+      switch (launch.program) {
+        case Program::kPrepare:
+          prepare(threads, args, task);
+          break;
+        case Program::kGroups:
+          gradstep::cuda::add_groups(threads, args, task);
+          break;
+        case Program::kSettle:
+          settle(threads, args);
+          break;
+        case Program::kFollow:
+          follow(threads, args);
+          break;
+        case Program::kReport:
+          report(threads, args);
+          break;
+        default:
+          if (launch.compute == Format::kFloat32) run_chunk<float>(launch, threads, args, task);
+          else run_chunk<double>(launch, threads, args, task);
+      }
+    }
+  }
+
+  void begin_step(void*) override {}
+  void end_step(void*) override {}
+
+  std::shared_ptr<Download> download(const void* from, std::size_t bytes, void*) override {
+    class Copy : public Download {
+     public:
+      Copy(const void* from, std::size_t bytes)
+          : bytes_(static_cast<const std::byte*>(from), static_cast<const std::byte*>(from) + bytes) {}
+      bool is_done() override { return true; }
+      const std::byte* wait() override { return bytes_.data(); }
+
+     private:
+      std::vector<std::byte> bytes_;
+    };
+    return std::make_shared<Copy>(from, bytes);
+  }
+
+  std::uint32_t largest_shared() const override { return 227 * 1024; }
+};
+
+class EmulatedDriver : public device::Driver {
+ public:
+  int n_devices() override { return 2; }
+  std::unique_ptr<device::Engine> make_engine(int device) override {
+    if (device < 0 || device >= n_devices()) throw Error("there is no device " + std::to_string(device));
+    return cuda::make_engine(std::make_unique<HostDevice>());
+  }
+  void wait_for(int, void*, void*) override {}
+  std::string describe(int device) override { return "emulated device " + std::to_string(device) + ", on the host"; }
+};
+
+}  // namespace
+
+device::Driver& emulated_driver() {
+  static EmulatedDriver driver;
+  return driver;
+}
+
+}  // namespace gradstep::cuda
