@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "core/factors.h"
 #include "cpu/isa.h"
 #include "cpu/pool.h"
 #include "cpu/run.h"
@@ -47,6 +48,8 @@ void register_plan(py::module_& m) {
         "The sum of the squares of all elements. The names are for messages.");
   m.def("scale", &scale, py::arg("arrays"), py::arg("factor"), py::arg("function"), py::arg("name"),
         "Multiply arrays by a number, in place.");
+  m.def("clip_factor", &clip_factor, py::arg("limit"), py::arg("norm"),
+        "What gradients of this norm are multiplied by: min(limit / (norm + 1e-6), 1).");
   m.def("convert", &convert, py::arg("target"), py::arg("source"), py::arg("is_unsigned"), py::arg("function"),
         "Copy an array into one of another format.");
   m.def("swap", &swap, py::arg("ones"), py::arg("others"), py::arg("function"), "Exchange the elements of arrays, in place.");

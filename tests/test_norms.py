@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import gradstep
-from gradstep import config
+from gradstep import _core, config
 
 from .cases import gradients, parameters
 from .stage_references import clip_factor, global_norm
@@ -100,6 +101,22 @@ def test_clip_grad_norm(dtype: Any, isa: str) -> None:
             assert (factor < 1) == (max_norm < 1e9)
             for i, (g, b) in enumerate(zip(grads, before, strict=True)):
                 assert_same_bits(g, factor * b, f"gradient {i}")
+
+
+def test_the_factor_of_clipping() -> None:
+    for limit, norm in itertools.product(
+        (0.0, 1e-300, 0.5, 1.0, 300.0, math.inf), (0.0, 1e-6, 0.5, 1 - 1e-6, 1e300, math.inf, math.nan)
+    ):
+        found, expected = _core.clip_factor(limit, norm), clip_factor(limit, norm)
+        assert found == expected or (math.isnan(found) and math.isnan(expected)), (limit, norm)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, int])
+def test_a_limit_of_any_kind_of_number_is_taken_in_double(kind: Any) -> None:
+    grads, others = many(np.float64), many(np.float64)
+    assert gradstep.clip_grad_norm_(grads, kind(3)) == gradstep.clip_grad_norm_(others, 3.0)
+    for i, (g, other) in enumerate(zip(grads, others, strict=True)):
+        assert_same_bits(g, other, f"gradient {i}")
 
 
 def test_clip_grad_norm_in_any_layout(isa: str) -> None:

@@ -84,7 +84,7 @@ def clip_grad_norm_(grads: Array | Iterable[Array], max_norm: float, *, error_if
     norm = math.sqrt(_core.sum_of_squares(arrays, "clip_grad_norm_", "grads"))
     if error_if_nonfinite and not math.isfinite(norm):
         raise FloatingPointError(f"clip_grad_norm_: the norm of the gradients is {norm}")
-    factor = max_norm / (norm + 1e-6)
-    if not factor >= 1:
+    factor = _core.clip_factor(float(max_norm), norm)
+    if factor != 1:  # NaN, too
         _core.scale(arrays, factor, "clip_grad_norm_", "grads")
     return norm

@@ -66,8 +66,8 @@ def clip_grad_norm_(
             f"The total norm of order {float(norm_type)} for gradients from `parameters` is non-finite, so it cannot be clipped. "
             "To disable this error and scale the gradients by the non-finite norm anyway, set `error_if_nonfinite=False`"
         )
-    factor = float(max_norm) / (norm + 1e-6)
-    if not factor >= 1:
+    factor = _core.clip_factor(float(max_norm), norm)
+    if factor != 1:  # NaN, too
         _core.scale(grads, factor, "clip_grad_norm_", "gradients")
     dtype = torch.float64 if any(grad.dtype == torch.float64 for grad in grads) else torch.float32
     return torch.tensor(norm, dtype=dtype)
