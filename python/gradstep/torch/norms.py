@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator
 
@@ -10,6 +11,7 @@ import torch
 from gradstep import _core
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def clip_grad_norm_(
@@ -26,8 +28,12 @@ def clip_grad_norm_(
         g <- g min(max_norm / (norm + 1e-6), 1)
 
     `torch.nn.utils.clip_grad_norm_`, in one sweep for the norm, in double, and one for the gradients if they are too long. The
-    optimizers' option `clip_norm` saves the second. Other norms than the Euclidean, and gradients that are not dense float32 or
-    float64 tensors on the CPU, or that come twice, are left to torch's function.
+    optimizers' option `clip_norm` saves the second. Other norms than the Euclidean, and gradients that are not dense float64,
+    float32, float16 or bfloat16 tensors on the CPU, or that come twice, are left to torch's function.
+
+    Gradients are clipped by the norm in double, where torch rounds the norm and the factor to the dtype of the norm first. So they
+    are clipped where the norm is finite and only too large for that dtype (float16: from 65520 on), and `error_if_nonfinite` does
+    not raise. Infinity is returned then.
 
     Args:
         parameters: tensors whose ``grad`` is clipped; those without one are passed over.
@@ -37,10 +43,12 @@ def clip_grad_norm_(
         foreach: for torch's function, where that is called.
 
     Returns:
-        The norm before, a tensor of one element, of the dtype of the gradients.
+        The norm before, a tensor of one element, of the dtype of the gradients; of several, that which torch promotes them to
+        (float32 of float16 and bfloat16).
 
     Raises:
         RuntimeError: see `error_if_nonfinite`. Nothing has been written then.
+        ValueError: for gradients that share a part of their memory. Nothing has been written then.
 
     Example:
         >>> import torch, gradstep.torch
@@ -69,14 +77,8 @@ def clip_grad_norm_(
     factor = _core.clip_factor(float(max_norm), norm)
     if factor != 1:  # NaN, too
         _core.scale(grads, factor, "clip_grad_norm_", "gradients")
-    dtype = torch.float64 if any(grad.dtype == torch.float64 for grad in grads) else torch.float32
-    return torch.tensor(norm, dtype=dtype)
+    return torch.tensor(norm, dtype=functools.reduce(torch.promote_types, {grad.dtype for grad in grads}))
 
 
 def _is_plain(grad: torch.Tensor) -> bool:
-    return (
-        type(grad) in _PLAIN
-        and grad.layout == torch.strided
-        and grad.device.type == "cpu"
-        and grad.dtype in (torch.float32, torch.float64)
-    )
+    return type(grad) in _PLAIN and grad.layout == torch.strided and grad.device.type == "cpu" and grad.dtype in _DTYPES
