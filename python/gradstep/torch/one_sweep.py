@@ -19,6 +19,7 @@ from gradstep.formats import AVERAGES, Array, arrays_of_state, check_state_dtype
 from gradstep.kernel import Kernel
 from gradstep.numpy import Optimizer as Rule
 from gradstep.options import OPTIONS, check_weights, keep, make_conditions
+from gradstep.saved import NUMBERS
 from gradstep.state_files import HoldsStateFiles
 from gradstep.stats import Seen, make_stats
 from gradstep.torch.arrays import TorchArrays
@@ -32,10 +33,6 @@ _OF_ALL = {"clip_norm": "clip_norm", "on_nonfinite": "on_nonfinite", "zero_grad"
 
 _MISPLACED = _OF_ALL.keys() | {"state_dir"}
 """Options that no group may have."""
-
-# Numbers in the states beside `step`, and where they begin. Python's, which torch saves and loads as they are: tensors it would
-# round to the dtype of the parameter.
-_NUMBERS: dict[str, int | float] = {"ema_count": 0, "swa_count": 0, "grad_norm_sq": 0.0}
 
 # What torch.amp.GradScaler leaves on an optimizer for the length of a step.
 _OF_SCALER = frozenset({"grad_scale", "found_inf"})
@@ -225,8 +222,8 @@ class OneSweep(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, Optimizer):
         for name in names:
             if name == "step":
                 fresh[name] = torch.zeros((), dtype=torch.float64)
-            elif name in _NUMBERS:
-                fresh[name] = _NUMBERS[name]
+            elif name in NUMBERS:  # Python's, which torch saves and loads as they are; tensors it would round
+                fresh[name] = NUMBERS[name]
             else:
                 settings = self.param_groups[group]
                 fill = 0.0 if name in AVERAGES else self.rule.initial_state(name, settings)
