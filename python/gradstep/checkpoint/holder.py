@@ -33,6 +33,7 @@ class HoldsCheckpoints(Holder):
             TypeError: for a setting that no file can hold, as a function, where one of `gradstep.schedules` can be saved.
             ValueError: for a state that belongs to none of the parameters.
             OSError: if the file can't be written, of a full disk or missing permission.
+            RuntimeError: on a big-endian machine: files are little-endian.
         """
         contents, tensors = collect(self, f"{type(self).__name__}.save")
         write(path, contents, tensors)
@@ -51,6 +52,7 @@ class HoldsCheckpoints(Holder):
 
         Raises:
             OSError: if the file can't be read.
+            RuntimeError: on a big-endian machine.
             TypeError: for options that the class does not have, or of the wrong type.
             ValueError: if the file is cut short, damaged, of another class or format; if it does not fit `params`; for options
                 out of range. Nothing has changed then.

@@ -94,9 +94,9 @@ def write(path: PathLike, contents: Mapping[str, Any], tensors: Sequence[Tensor]
 
     Raises:
         OSError: if the file can't be written. What was at `path` is there still.
+        RuntimeError: on a big-endian machine.
     """
-    if sys.byteorder != "little":
-        raise NotImplementedError("files of arrays are little-endian, this machine is not")
+    _check_byte_order(f"{path} can't be written")
     tensors = sorted(tensors, key=lambda tensor: -itemsize(tensor.dtype))  # so that each begins where its dtype may
     entries: dict[str, Any] = {}
     end = 0
@@ -117,6 +117,11 @@ def write(path: PathLike, contents: Mapping[str, Any], tensors: Sequence[Tensor]
             crc = checksum.value()
         file.seek(0)
         _write_all(file, [memoryview(_header(text, entries, crc))])
+
+
+def _check_byte_order(what: str) -> None:
+    if sys.byteorder != "little":
+        raise RuntimeError(f"{what}: arrays in it are little-endian, this machine is {sys.byteorder}-endian")
 
 
 def _header(contents: str, entries: Mapping[str, Any], data_crc: int) -> bytes:
@@ -179,10 +184,12 @@ class TensorFile:
 
     Raises:
         OSError: if the file can't be read.
+        RuntimeError: on a big-endian machine.
         ValueError: if it is no such file, of another version, cut short or damaged.
     """
 
     def __init__(self, path: PathLike, where: str) -> None:
+        _check_byte_order(f"{where}: {path} can't be read")
         self.path = Path(path)
         self._where = where
         self._file = self.path.open("rb", buffering=0)
