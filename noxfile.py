@@ -34,9 +34,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check types."""
+    """Check types, and that the stub of the extension tells what is in it."""
     session.install(".[test]", *nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "lint"))
     session.run("mypy")
+    session.run("python", "-m", "mypy.stubtest", "gradstep._core")
 
 
 @nox.session
