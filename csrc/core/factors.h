@@ -59,12 +59,15 @@ GRADSTEP_HD double ema_weight(const Settings& settings, double n) {
   return 1 - (settings.ema_correction == EmaCorrection::kWarmup ? smaller(d, (1 + n) / (10 + n)) : d);
 }
 
+// Whether a whole number is a multiple of another.
+GRADSTEP_HD bool is_multiple(double n, double of) { return floor(n / of) * of == n; }
+
 // Whether a step counts in the equal average, and whether the slow weights move at it.
 GRADSTEP_HD bool swa_takes(const Settings& settings, double step) {
-  return settings.swa_every > 0 && step > settings.swa_start && fmod(step - settings.swa_start, settings.swa_every) == 0;
+  return settings.swa_every > 0 && step > settings.swa_start && is_multiple(step - settings.swa_start, settings.swa_every);
 }
 GRADSTEP_HD bool lookahead_moves(const Settings& settings, double step) {
-  return settings.lookahead_steps > 0 && fmod(step, settings.lookahead_steps) == 0;
+  return settings.lookahead_steps > 0 && is_multiple(step, settings.lookahead_steps);
 }
 
 // ---- of a row -------------------------------------------------------------------------------------------------------------

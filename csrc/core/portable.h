@@ -23,9 +23,9 @@
 
 // GRADSTEP_DEVICE_TOO: a function for host and device that need not be inlined. It may not be called in the per-ISA objects.
 #if defined(__CUDACC__)
-#define GRADSTEP_DEVICE_TOO __host__ __device__
+#define GRADSTEP_DEVICE_TOO __host__ __device__ __forceinline__  // a call would spill registers
 #else
-#define GRADSTEP_DEVICE_TOO
+#define GRADSTEP_DEVICE_TOO inline
 #endif
 
 // GRADSTEP_INLINE_LAMBDA: after the parameters of a lambda that is always inlined.

@@ -53,7 +53,7 @@ GRADSTEP_HD TwoDoubles operator/(TwoDoubles a, TwoDoubles b) {
 }
 
 // x^n of 0 <= x < 1 and a whole n >= 0, or an infinite one.
-GRADSTEP_DEVICE_TOO inline double power(double x, double n) {
+GRADSTEP_DEVICE_TOO double power(double x, double n) {
   if (x == 0 || n > 9e15) return n == 0 ? 1 : 0;
   TwoDoubles result{1}, square{x};
   for (auto left = static_cast<std::uint64_t>(n);;) {
@@ -65,7 +65,7 @@ GRADSTEP_DEVICE_TOO inline double power(double x, double n) {
 }
 
 // The natural logarithm of a normal positive number: log(m 2^e) = e log(2) + 2 artanh((m - 1) / (m + 1)).
-GRADSTEP_DEVICE_TOO inline TwoDoubles logarithm(double x) {
+GRADSTEP_DEVICE_TOO TwoDoubles logarithm(double x) {
   std::uint64_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   auto exponent = static_cast<int>(bits >> 52) - 1023;
@@ -83,7 +83,7 @@ GRADSTEP_DEVICE_TOO inline TwoDoubles logarithm(double x) {
 }
 
 // x^y of x >= 1 and y >= 0: 2^n exp(r), where y log(x) = n log(2) + r.
-GRADSTEP_DEVICE_TOO inline double real_power(double x, double y) {
+GRADSTEP_DEVICE_TOO double real_power(double x, double y) {
   const TwoDoubles exponent = TwoDoubles{y} * logarithm(x);
   if (!(exponent.high < 700)) return exponent.high * 1e308;  // infinity; NaN of NaN
   const auto n = static_cast<std::int64_t>(exponent.high * 1.4426950408889634 + 0.5);

@@ -108,25 +108,41 @@ struct Raw {
   GRADSTEP_HD static Bits bits_of(std::int16_t x) { return static_cast<std::uint16_t>(x); }
 };
 
-// The rule's operator for this step: its `First`, if it has one and this is the first.
-template <class Rule, class T, bool kFirst>
-GRADSTEP_HD auto operator_of(const typename Rule::template Update<T>& update) {
-  if constexpr (kFirst) return typename Rule::template First<T>(update);
-  else return update;
-}
+// The operators of an operation of this rule. Which decay there is, and whether this is the first step, is asked at each
+// element: that costs nothing beside memory, and the rule is compiled once.
+template <class Rule, class T>
+class RuleOperators {
+ public:
+  GRADSTEP_HD RuleOperators(const Operation& operation, const std::byte* constants)
+      : both_(*reinterpret_cast<const Both*>(constants)), decay_(operation.decay), first_(operation.first) {}
 
-// Calls call(update, decay) with the operators that an operation has, of this rule.
-template <class Rule, class T, class Call>
-GRADSTEP_HD void visit_update(const Operation& operation, const std::byte* constants, Call call) {
-  visit_at(Decays{}, static_cast<int>(operation.decay), [&]<class Stage>() {
-    using Update = typename Rule::template Update<T>;
-    const auto& both = *reinterpret_cast<const Decayed<Update, typename Stage::template Op<T>>*>(constants);
+  GRADSTEP_HD T gradient(T g, T p, T factor) const {
+    return decay_ == Decay::kCoupled ? both_.decay.coupled.gradient(g, p, factor) : g;
+  }
+  GRADSTEP_HD T total(T update, T p) const {
+    return decay_ == Decay::kDecoupled ? both_.decay.decoupled.total(update, p) : update;
+  }
+  template <class... States>
+  GRADSTEP_HD T update(T p, T g, States&... states) const {
     if constexpr (HasFirst<Rule>) {
-      if (operation.first) return call(operator_of<Rule, T, true>(both.update), both.decay);
+      if (first_) return typename Rule::template First<T>(both_.update)(p, g, states...);
     }
-    call(operator_of<Rule, T, false>(both.update), both.decay);
-  });
-}
+    return both_.update(p, g, states...);
+  }
+
+ private:
+  // As pipelines have them: see Decayed.
+  union DecayOp {
+    typename CoupledDecay::template Op<T> coupled;
+    typename DecoupledDecay::template Op<T> decoupled;
+  };
+  using Both = Decayed<typename Rule::template Update<T>, DecayOp>;
+  static_assert(sizeof(DecayOp) == sizeof(T));
+
+  const Both both_;
+  const Decay decay_;
+  const bool first_;
+};
 
 template <class Constants>
 GRADSTEP_HD Constants constants_of(const std::byte* constants) {

@@ -59,8 +59,8 @@ class DirectUpdate {
   }
 
   // Elements [i, i + kWidth).
-  template <int kWidth, class Update, class DecayOp>
-  GRADSTEP_HD void step(std::int64_t i, const Update& update, const DecayOp& decay) const {
+  template <int kWidth>
+  GRADSTEP_HD void step(std::int64_t i, const RuleOperators<Rule, T>& rule) const {
     Raw<kWidth, std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>> raw[kOperands];
     T x[kOperands][kWidth];
     GRADSTEP_UNROLL() for (int k = 0; k < kOperands; ++k) raw[k].read(data_[k], i, bits(k));
@@ -68,8 +68,8 @@ class DirectUpdate {
     GRADSTEP_UNROLL() for (int e = 0; e < kWidth; ++e) {
       [&]<std::size_t... s>(std::index_sequence<s...>) {
         T& p = x[0][e];
-        const T g = decay.gradient(scaled_gradient(x[1][e], scale_, factor_), p, decayed_);
-        p = p - trust_ * decay.total(update(p, g, x[2 + s][e]...), p);
+        const T g = rule.gradient(scaled_gradient(x[1][e], scale_, factor_), p, decayed_);
+        p = p - trust_ * rule.total(rule.update(p, g, x[2 + s][e]...), p);
       }(std::make_index_sequence<Rule::states.size()>());
     }
     GRADSTEP_UNROLL() for (int k = 0; k < kOperands; ++k) {
@@ -106,15 +106,12 @@ GRADSTEP_PROGRAM void update_directly(const Threads& threads, const Args& args, 
   const std::int64_t begin = std::int64_t{block} * kSumBlock, left = sweep.size - begin;
   const std::int64_t size = left < kSumBlock ? left : kSumBlock;
   const std::int64_t whole = direct.is_aligned(begin) ? size / Direct::kWide * Direct::kWide : 0;
-  visit_update<Rule, T>(pipeline.operations[0], pipeline.constants[0], [&](const auto& update, const auto& decay) {
-    for (std::int64_t k = Direct::kWide * std::int64_t{threads.first()}; k < whole;
-         k += Direct::kWide * std::int64_t{threads.count()}) {
-      direct.template step<Direct::kWide>(begin + k, update, decay);
-    }
-    for (std::int64_t k = whole + threads.first(); k < size; k += threads.count()) {
-      direct.template step<1>(begin + k, update, decay);
-    }
-  });
+  const RuleOperators<Rule, T> rule(pipeline.operations[0], pipeline.constants[0]);
+  constexpr std::int64_t kWide = Direct::kWide;
+  for (std::int64_t k = kWide * threads.first(); k < whole; k += kWide * threads.count()) {
+    direct.template step<kWide>(begin + k, rule);
+  }
+  for (std::int64_t k = whole + threads.first(); k < size; k += threads.count()) direct.template step<1>(begin + k, rule);
 }
 
 }  // namespace gradstep::cuda

@@ -6,7 +6,7 @@ namespace {
 
 constexpr std::uint32_t kItemThreads = 64;  // few, so that a model's tensors occupy several processors
 
-__global__ void __launch_bounds__(kItemThreads) prepare_kernel(const __grid_constant__ Args args) {
+__global__ void __launch_bounds__(kItemThreads, 1) prepare_kernel(const __grid_constant__ Args args) {
   prepare(GpuThreads{}, args, blockIdx.x);
 }
 __global__ void __launch_bounds__(kThreads) groups_kernel(const __grid_constant__ Args args) {

@@ -5,7 +5,7 @@ namespace gradstep::cuda {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) tiles_kernel(const __grid_constant__ Args args) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 1) tiles_kernel(const __grid_constant__ Args args) {
   carry_tiles<T>(GpuThreads{}, args, blockIdx.x);
 }
 

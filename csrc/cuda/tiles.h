@@ -328,23 +328,20 @@ class Tiles {
 
   GRADSTEP_PROGRAM void apply_rule(const Operation& operation, const std::byte* constants) {
     visit_at(Rules{}, operation.index, [&]<class Rule>() {
-      visit_update<Rule, T>(operation, constants, [&](const auto& rule, const auto& decay) {
-        apply_rule<Rule>(operation, rule, decay, std::make_index_sequence<Rule::states.size()>());
-      });
+      apply_rule(operation, RuleOperators<Rule, T>(operation, constants), std::make_index_sequence<Rule::states.size()>());
     });
   }
 
-  template <class Rule, class Update, class DecayOp, std::size_t... k>
-  GRADSTEP_PROGRAM void apply_rule(const Operation& operation, const Update& rule, const DecayOp& decay,
-                                   std::index_sequence<k...>) {
+  template <class Rule, std::size_t... k>
+  GRADSTEP_PROGRAM void apply_rule(const Operation& operation, const RuleOperators<Rule, T>& rule, std::index_sequence<k...>) {
     T *p = param(), *u = update();
     const T* g = grad_;
     const T scale = scale_, factor = factor_, decayed = T(factors_.decayed), trust = T(factors_.trust);
     const bool direct = operation.loop == Loop::kUpdate, dry = operation.dry;
     for_each([&](std::uint32_t i) {
       T states[sizeof...(k) + 1] = {slot(2 + static_cast<int>(k))[i]...};
-      const T gradient = direct ? decay.gradient(scaled_gradient(g[i], scale, factor), p[i], decayed) : g[i];
-      const T change = trust * decay.total(rule(p[i], gradient, states[k]...), p[i]);
+      const T gradient = direct ? rule.gradient(scaled_gradient(g[i], scale, factor), p[i], decayed) : g[i];
+      const T change = trust * rule.total(rule.update(p[i], gradient, states[k]...), p[i]);
       if (direct) p[i] = p[i] - change;
       else u[i] = change;
       if (!dry) ((slot(2 + static_cast<int>(k))[i] = states[k]), ...);
