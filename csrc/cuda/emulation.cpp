@@ -8,6 +8,7 @@
 #include "../cpu/run.h"
 #include "device.h"
 #include "direct.h"
+#include "team.h"
 #include "tiles.h"
 
 namespace gradstep::cuda {
@@ -15,19 +16,38 @@ namespace {
 
 using device::Error;
 
-template <class T>
-void run_update(const Launch& launch, const HostThreads& threads, const Args& args, std::uint32_t chunk) {
+template <class T, class Threads>
+void run_update(const Launch& launch, const Threads& threads, const Args& args, std::uint32_t chunk) {
   visit_at(Rules{}, launch.rule, [&]<class Rule>() {
     if (launch.stored == Stored::kInPlace) update_directly<Rule, T, Stored::kInPlace>(threads, args, chunk);
     else update_directly<Rule, T, Stored::kMixed>(threads, args, chunk);
   });
 }
 
-template <class T>
-void run_chunk(const Launch& launch, const HostThreads& threads, const Args& args, std::uint32_t chunk) {
+template <class T, class Threads>
+void run_chunk(const Launch& launch, const Threads& threads, const Args& args, std::uint32_t chunk) {
   if (launch.program == Program::kSums) sum_gradient<T>(threads, args, chunk);
   else if (launch.program == Program::kUpdate) run_update<T>(launch, threads, args, chunk);
   else carry_tiles<T>(threads, args, chunk);
+}
+
+template <class Threads>
+void run_block(const Launch& launch, const Threads& threads, const Args& args, std::uint32_t block) {
+  switch (launch.program) {
+    case Program::kPrepare:
+      return prepare(threads, args, block);
+    case Program::kGroups:
+      return add_groups(threads, args, block);
+    case Program::kSettle:
+      return settle(threads, args);
+    case Program::kFollow:
+      return follow(threads, args);
+    case Program::kReport:
+      return report(threads, args);
+    default:
+      if (launch.compute == Format::kFloat32) run_chunk<float>(launch, threads, args, block);
+      else run_chunk<double>(launch, threads, args, block);
+  }
 }
 
 class HostDevice : public Device {
@@ -42,32 +62,28 @@ class HostDevice : public Device {
   }
   void release(void* memory) override { ::operator delete(memory, std::align_val_t{256}); }
   bool is_recording(void*) override { return false; }
-  void upload(void* to, const std::byte* from, std::size_t bytes, void*) override { std::memcpy(to, from, bytes); }
+  void upload(void* to, const std::byte* from, std::size_t bytes, void*) override {
+    std::memcpy(to, from, bytes);
+    emulation().sent += bytes;
+  }
 
   void launch(const Launch& launch, const Args& args, void*) override {
-    const FloatEnvironment environment(takes_chunks(launch.program) && cpu::flush_denormals());
+    emulation().launches.push_back(launch);
+    const bool flushes = takes_chunks(launch.program) && cpu::flush_denormals();
+    const std::uint32_t n = emulation().threads;
+    const bool by_item = launch.program == Program::kPrepare || launch.program == Program::kGroups;
+    const std::uint32_t blocks = by_item ? (launch.tasks + n - 1) / n : launch.tasks;
     std::vector<double> shared(launch.shared / sizeof(double) + 1);
-    const HostThreads threads{reinterpret_cast<std::byte*>(shared.data())};
-    for (std::uint32_t task = 0; task < launch.tasks; ++task) {
-      switch (launch.program) {
-        case Program::kPrepare:
-          prepare(threads, args, task);
-          break;
-        case Program::kGroups:
-          gradstep::cuda::add_groups(threads, args, task);
-          break;
-        case Program::kSettle:
-          settle(threads, args);
-          break;
-        case Program::kFollow:
-          follow(threads, args);
-          break;
-        case Program::kReport:
-          report(threads, args);
-          break;
-        default:
-          if (launch.compute == Format::kFloat32) run_chunk<float>(launch, threads, args, task);
-          else run_chunk<double>(launch, threads, args, task);
+    auto* memory = reinterpret_cast<std::byte*>(shared.data());
+    for (std::uint32_t block = 0; block < blocks; ++block) {
+      if (n == 1) {
+        const FloatEnvironment environment(flushes);
+        run_block(launch, HostThreads{memory}, args, block);
+      } else {
+        Team(n, memory).run([&](const TeamThreads& threads) {
+          const FloatEnvironment environment(flushes);
+          run_block(launch, threads, args, block);
+        });
       }
     }
   }
@@ -104,6 +120,11 @@ class EmulatedDriver : public device::Driver {
 };
 
 }  // namespace
+
+Emulation& emulation() {
+  static Emulation state;
+  return state;
+}
 
 device::Driver& emulated_driver() {
   static EmulatedDriver driver;

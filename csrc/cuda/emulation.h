@@ -1,11 +1,20 @@
-// The GPU's engine on the host, for tests: the same tables, launches and programs, with one thread in the place of each block.
+// The GPU's engine on the host, for tests: the same tables, launches and programs. A block of threads is one thread of the
+// host, or as many as asked for, in warps of 32.
 #pragma once
 
-#include "../core/engine.h"
+#include "tables.h"
 
 namespace gradstep::cuda {
 
 // Two devices whose memory is the host's.
 device::Driver& emulated_driver();
+
+// What tests set and see.
+struct Emulation {
+  std::uint32_t threads = 1;     // of a block: 1, or a multiple of 32
+  std::vector<Launch> launches;  // since it was emptied
+  std::size_t sent = 0;          // bytes of tables
+};
+Emulation& emulation();
 
 }  // namespace gradstep::cuda
