@@ -8,6 +8,7 @@
 #include "cpu/run.h"
 #include "python/alone.h"
 #include "python/array.h"
+#include "python/device.h"
 #include "python/plan.h"
 #include "python/settings.h"
 
@@ -35,7 +36,8 @@ void register_plan(py::module_& m) {
   py::class_<Plan>(m, "Plan", "The checked step of one list of parameters.")
       .def(py::init<std::string, Face, bool>(), py::arg("function"), py::arg("face"), py::arg("counts_steps") = true)
       .def("step", &Plan::step, py::arg("params"), py::arg("grads"), py::arg("keys"), py::arg("state"), py::arg("groups"),
-           py::arg("make_state"), py::arg("conditions") = py::none());
+           py::arg("make_state"), py::arg("conditions") = py::none(), py::arg("scaler") = py::none(),
+           py::arg("settles") = true);
   m.def(
       "update",
       [](const char* function, const py::tuple& kernel, const py::object& params, const py::object& grads,
@@ -79,6 +81,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "Fused optimizer kernels.";
   m.attr("__version__") = GRADSTEP_VERSION;
   register_rules(m);
+  register_devices(m);
   register_plan(m);
   register_config(m);
 }

@@ -27,7 +27,7 @@ class Batch {
     try {
       for (std::size_t k = 0; k < objects.size(); ++k) {
         holds_.object(objects[k]);
-        read(objects[k], views[k], holds_);
+        read_host(objects[k], views[k], holds_, function_);
       }
       entries_.emplace_back().update(views.data(), roles, objects.data());
     } catch (Problem& problem) {

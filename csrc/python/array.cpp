@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "device.h"
 #include "dlpack.h"
 
 namespace gradstep::python {
@@ -11,6 +12,7 @@ namespace py = pybind11;
 namespace {
 
 bool use_exchange_api = true;
+int pretend_device = kHost;
 
 // ---- kinds of objects -----------------------------------------------------------------------------------------------------
 
@@ -18,6 +20,7 @@ bool use_exchange_api = true;
 struct Reader {
   PyTypeObject* type = nullptr;
   bool tensor = false;  // has torch's methods
+  bool parted = false;  // torch's DTensor
   const dlpack::ExchangeApi* api = nullptr;
 };
 
@@ -40,6 +43,7 @@ Reader make_reader(PyTypeObject* type) {
   auto* object = reinterpret_cast<PyObject*>(type);
   reader.tensor = PyObject_HasAttrString(object, "data_ptr") && PyObject_HasAttrString(object, "is_conj") &&
                   PyObject_HasAttrString(object, "stride");
+  reader.parted = reader.tensor && PyObject_HasAttrString(object, "to_local") && PyObject_HasAttrString(object, "placements");
   reader.api = exchange_api(type);
   return reader;
 }
@@ -58,6 +62,9 @@ Reader reader_of(PyObject* object) {
 }
 
 // ---- one reader a kind ----------------------------------------------------------------------------------------------------
+
+// Of what is on no device that there is an engine for.
+constexpr const char* kNeither = ": gradstep updates arrays in CPU memory and on CUDA devices";
 
 void too_many_dimensions(int ndim) {
   value_problem("has " + std::to_string(ndim) + " dimensions, at most " + std::to_string(kMaxDims) + " are supported");
@@ -96,9 +103,10 @@ void read_numpy(PyObject* object, View& view) {
 }
 
 void read_dltensor(const dlpack::Tensor& tensor, View& view) {
-  if (tensor.device.type != dlpack::kCpu && tensor.device.type != dlpack::kCudaHost) {
-    value_problem("is not in CPU memory (DLPack device type " + std::to_string(tensor.device.type) +
-                  "): this build updates arrays in CPU memory only");
+  if (tensor.device.type == dlpack::kCuda || tensor.device.type == dlpack::kCudaManaged) {
+    view.device = tensor.device.id;
+  } else if (tensor.device.type != dlpack::kCpu && tensor.device.type != dlpack::kCudaHost) {
+    value_problem("is on a device of DLPack's type " + std::to_string(tensor.device.type) + kNeither);
   }
   if (tensor.ndim > kMaxDims) too_many_dimensions(tensor.ndim);
   const bool complex = tensor.dtype.code == dlpack::kComplex;
@@ -147,10 +155,10 @@ void read_exchange_api(const Reader& reader, PyObject* object, View& view) {
 void read_tensor_methods(PyObject* object, View& view) {
   const auto tensor = py::reinterpret_borrow<py::object>(object);
   try {
-    if (tensor.attr("device").attr("type").cast<std::string>() != "cpu") {
-      value_problem("is on device " + py::str(tensor.attr("device")).cast<std::string>() +
-                    ": this build updates arrays in CPU memory only");
-    }
+    const py::object device = tensor.attr("device");
+    const auto type = device.attr("type").cast<std::string>();
+    if (type == "cuda") view.device = device.attr("index").cast<int>();
+    else if (type != "cpu") value_problem("is on device " + py::str(device).cast<std::string>() + kNeither);
     const auto shape = py::tuple(tensor.attr("shape")), strides = py::tuple(tensor.attr("stride")());
     if (shape.size() > kMaxDims) too_many_dimensions(static_cast<int>(shape.size()));
     const auto item = tensor.attr("element_size")().cast<std::int64_t>();
@@ -174,6 +182,22 @@ void read_tensor_methods(PyObject* object, View& view) {
     value_problem("has no strided memory of its own (sparse, meta or wrapper tensor)");
   }
   refuse_lazy(object, view);
+}
+
+// The tensor that holds this process's part of a DTensor. Its method `to_local` would record the view for autograd.
+PyObject* part_of(PyObject* object, Holds& holds) {
+  PyObject* part = PyObject_GetAttrString(object, "_local_tensor");
+  if (!part) {
+    PyErr_Clear();
+    part = call(object, "to_local").release().ptr();
+  }
+  if (PyObject_HasAttrString(part, "wait")) {  // what a collective operation has not filled yet
+    py::object arrived = call(part, "wait");
+    Py_DECREF(part);
+    part = arrived.release().ptr();
+  }
+  holds.take(part);
+  return part;
 }
 
 void read_buffer(PyObject* object, View& view, Holds& holds) {
@@ -204,16 +228,92 @@ void read_buffer(PyObject* object, View& view, Holds& holds) {
   std::copy_n(buffer->strides, view.ndim, view.strides);
 }
 
+// The number of the CUDA device that an array says it is on, in one of the ways that libraries have; kHost if it does not.
+int device_by_attributes(const py::object& object) {
+  const auto is_cuda = [](std::int32_t type) { return type == dlpack::kCuda || type == dlpack::kCudaManaged; };
+  try {
+    if (py::hasattr(object, "__dlpack_device__")) {
+      const auto [type, id] = object.attr("__dlpack_device__")().cast<std::pair<std::int32_t, int>>();
+      return is_cuda(type) ? id : kHost;
+    }
+    if (const py::object device = py::getattr(object, "device", py::none()); py::hasattr(device, "id")) {
+      return device.attr("id").cast<int>();
+    }
+  } catch (py::error_already_set&) {
+  } catch (py::cast_error&) {
+  }
+  return kHost;
+}
+
+// The CUDA array interface, versions 2 and 3 (numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html). It has no place
+// for the device.
+void read_cuda_interface(PyObject* object, View& view) {
+  const auto owner = py::reinterpret_borrow<py::object>(object);
+  const py::object given_interface = owner.attr("__cuda_array_interface__");
+  try {
+    const auto interface = py::dict(given_interface);
+    const auto get = [&](const char* key) { return interface.contains(key) ? py::object(interface[key]) : py::none(); };
+    if (const int version = get("version").cast<int>(); version < 2) {
+      value_problem("has version " + std::to_string(version) + " of __cuda_array_interface__, versions from 2 on can be read");
+    }
+    if (!get("mask").is_none()) value_problem("has a mask");
+    const auto shape = py::tuple(get("shape"));
+    if (shape.size() > kMaxDims) too_many_dimensions(static_cast<int>(shape.size()));
+    const auto dtype = get("typestr").cast<std::string>();
+    const auto [address, read_only] = get("data").cast<std::pair<std::uintptr_t, bool>>();
+    const int item = dtype.size() > 2 ? std::stoi(dtype.substr(2)) : 0;
+    const bool is_brain = dtype.substr(1) == "V2" && dtype_name(object) == "bfloat16";
+    view.kind = is_brain ? 'b' : dtype.size() > 2 && std::strchr("fciu", dtype[1]) ? dtype[1] : '\0';
+    view.bits = item * 8 / (view.kind == 'c' ? 2 : 1);
+    view.native = dtype[0] != '>';
+    view.writable = !read_only;
+    view.data = reinterpret_cast<std::byte*>(address);
+    view.ndim = static_cast<int>(shape.size());
+    const py::object given = get("strides");
+    const py::tuple strides = given.is_none() ? py::tuple() : py::tuple(given);
+    if (!given.is_none() && strides.size() != shape.size()) throw py::value_error();
+    std::int64_t compact = item;
+    for (int d = view.ndim; d-- > 0;) {
+      const auto at = static_cast<std::size_t>(d);
+      view.shape[d] = shape[at].cast<std::int64_t>();
+      view.strides[d] = given.is_none() ? compact : strides[at].cast<std::int64_t>();
+      compact *= view.shape[d];
+    }
+    if (const py::object stream = get("stream"); !stream.is_none()) {
+      view.stream = stream.cast<std::int64_t>();
+      if (view.stream == 0) value_problem("has the stream 0 in its __cuda_array_interface__, which is neither 1 nor 2");
+    }
+  } catch (const std::exception&) {  // of Python, of a cast or of a number's text
+    type_problem("has a __cuda_array_interface__ that makes no sense: " + py::repr(given_interface).cast<std::string>());
+  }
+  view.device = device_by_attributes(owner);
+  if (view.device != kHost) return;
+  try {
+    view.device = device_at(view.data);
+  } catch (const device::Error& error) {
+    throw Problem{PyExc_RuntimeError, std::string("is on a CUDA device: ") + error.what()};
+  }
+}
+
 // Only DLPack 1.0 tells whether memory may be written; what comes by an older capsule counts as read-only, as in NumPy.
 void read_dlpack(PyObject* object, View& view, Holds& holds) {
-  const auto method = py::reinterpret_borrow<py::object>(object).attr("__dlpack__");
+  const auto owner = py::reinterpret_borrow<py::object>(object);
+  const auto method = owner.attr("__dlpack__");
+  // Steps order their streams themselves: the owner is not to wait for any.
+  const bool on_device = device_by_attributes(owner) != kHost;
   py::object capsule;
-  try {
-    capsule = method(py::arg("max_version") = py::make_tuple(1, 0));
-  } catch (py::error_already_set& error) {
-    if (!error.matches(PyExc_TypeError)) throw;
-    capsule = method();
-  }
+  const auto try_call = [&](bool version, bool stream) {
+    py::dict arguments;
+    if (version) arguments["max_version"] = py::make_tuple(1, 0);
+    if (stream) arguments["stream"] = -1;
+    try {
+      capsule = method(**arguments);
+    } catch (py::error_already_set& error) {
+      if (!error.matches(PyExc_TypeError) || (!version && !stream)) throw;
+    }
+    return static_cast<bool>(capsule);
+  };
+  (on_device && (try_call(true, true) || try_call(false, true))) || try_call(true, false) || try_call(false, false);
   holds.object(capsule.ptr());  // an unused capsule frees its tensor when it goes
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
     auto* managed = static_cast<dlpack::ManagedTensorVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
@@ -258,26 +358,44 @@ bool is_array(PyObject* object) {
   if (py::isinstance<py::array>(object)) return true;
   if (PyList_CheckExact(object) || PyTuple_CheckExact(object)) return false;
   const Reader reader = reader_of(object);
-  return reader.api || reader.tensor || PyObject_CheckBuffer(object) || PyObject_HasAttrString(object, "__dlpack__");
+  return reader.api || reader.tensor || PyObject_CheckBuffer(object) ||
+         PyObject_HasAttrString(object, "__cuda_array_interface__") || PyObject_HasAttrString(object, "__dlpack__");
 }
 
 bool is_tensor(PyObject* object) { return !py::isinstance<py::array>(object) && reader_of(object).tensor; }
 
 void read(PyObject* object, View& view, Holds& holds) {
+  view.device = kHost;
+  view.stream = 0;
+  view.is_part = false;
   if (py::isinstance<py::array>(object)) {
     read_numpy(object, view);
-  } else if (const Reader reader = reader_of(object); reader.api && use_exchange_api) {
+  } else if (const Reader reader = reader_of(object); reader.parted) {
+    read(part_of(object, holds), view, holds);
+    view.is_part = true;
+    return;
+  } else if (reader.api && use_exchange_api) {
     read_exchange_api(reader, object, view);
   } else if (reader.tensor) {
     read_tensor_methods(object, view);
   } else if (PyObject_CheckBuffer(object)) {
     read_buffer(object, view, holds);
+  } else if (PyObject_HasAttrString(object, "__cuda_array_interface__")) {
+    read_cuda_interface(object, view);
   } else if (PyObject_HasAttrString(object, "__dlpack__")) {
     read_dlpack(object, view, holds);
   } else {
     type_problem(std::string("must be an array, got ") + Py_TYPE(object)->tp_name);
   }
+  if (view.device == kHost) view.device = pretend_device;
   split_complex(view);
+}
+
+void read_host(PyObject* object, View& view, Holds& holds, const std::string& function) {
+  read(object, view, holds);
+  if (view.device != kHost) {
+    value_problem("is " + place_text(view.device) + ": " + function + " takes arrays in CPU memory");
+  }
 }
 
 void bump_versions(const py::list& tensors) {
@@ -298,6 +416,8 @@ std::string dtype_name(PyObject* object) {
   return text.starts_with("torch.") ? text.substr(6) : text;
 }
 
+std::string place_text(int device) { return device == kHost ? "in CPU memory" : "on cuda:" + std::to_string(device); }
+
 std::string tuple_text(int ndim, const std::int64_t* values, bool complex) {
   if (complex) --ndim;
   std::string text = "(";
@@ -306,5 +426,7 @@ std::string tuple_text(int ndim, const std::int64_t* values, bool complex) {
 }
 
 void set_use_exchange_api(bool use) { use_exchange_api = use; }
+
+void set_pretend_device(int device) { pretend_device = device; }
 
 }  // namespace gradstep::python

@@ -26,6 +26,9 @@ struct Problem {
 [[noreturn]] inline void type_problem(std::string text) { throw Problem{PyExc_TypeError, std::move(text)}; }
 [[noreturn]] inline void value_problem(std::string text) { throw Problem{PyExc_ValueError, std::move(text)}; }
 
+// Where memory is: the number of a CUDA device, or this. Pinned memory is the CPU's.
+inline constexpr int kHost = -1;
+
 // An array as it stands in memory. A complex array is read as its real and imaginary parts, a last dimension of two: that is
 // how torch's optimizers treat it (torch.view_as_real).
 struct View {
@@ -34,6 +37,9 @@ struct View {
   int bits;   // of one real number
   bool native;
   bool writable;
+  bool is_part = false;      // the memory of this process, of a tensor that lies in several (torch's DTensor)
+  int device = kHost;
+  std::int64_t stream = 0;   // that its owner works on, as __cuda_array_interface__ numbers it; 0: it does not say
   int ndim;
   std::int64_t shape[kMaxDims + 1];
   std::int64_t strides[kMaxDims + 1];  // bytes
@@ -81,10 +87,13 @@ void prefetch_array(PyObject* object);
 // Whether `object` is an array of a kind that `read` knows.
 bool is_array(PyObject* object);
 
-// Reads NumPy arrays, tensors (torch's C table for DLPack where the type has one, their Python methods otherwise), objects with
-// the buffer protocol, and objects with `__dlpack__`, in this order. Throws Problem where it can't. The caller holds `object`
-// itself: reading one may run Python code that lets go of another.
+// Reads NumPy arrays, tensors (torch's C table for DLPack where the type has one, their Python methods otherwise; of a DTensor
+// this process's part), objects with the buffer protocol, `__cuda_array_interface__` or `__dlpack__`, in this order. Throws
+// Problem where it can't. The caller holds `object` itself: reading one may run Python code that lets go of another.
 void read(PyObject* object, View& view, Holds& holds);
+
+// Reads an array that has to be in CPU memory; `function` is for the message.
+void read_host(PyObject* object, View& view, Holds& holds, const std::string& function);
 
 // Whether `object` is a torch tensor, whose version counter has to be told of a change.
 bool is_tensor(PyObject* object);
@@ -95,10 +104,16 @@ void bump_versions(const pybind11::list& tensors);
 // "float32" or "int64": the dtype as its owner spells it, for messages.
 std::string dtype_name(PyObject* object);
 
+// "on cuda:1" or "in CPU memory".
+std::string place_text(int device);
+
 // "(3, 4)", as Python prints a tuple. `complex`: without the last dimension, the one of the parts.
 std::string tuple_text(int ndim, const std::int64_t* values, bool complex = false);
 
 // Reads tensors through their Python methods even where the type has a C table, as with an older torch. For tests.
 void set_use_exchange_api(bool use);
+
+// Reads arrays in CPU memory as being on a device; kHost: as what they are. For tests.
+void set_pretend_device(int device);
 
 }  // namespace gradstep::python

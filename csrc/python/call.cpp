@@ -73,7 +73,7 @@ py::object Plan::step_arrays(const char* function, const py::handle& kernel, con
 
   const auto finish = [&]() -> py::object {
     check_norms();
-    const Outcome outcome = run(conditions);
+    const Outcome outcome = run(conditions, {false, conditions.options.checks, false}).outcome;
     if (outcome.skipped() && conditions.raises) refuse_nonfinite(outcome);
     for (const Item& item : items_) {
       if (item.norm && !outcome.skipped()) item.norm_state.write(item.norm_squared);

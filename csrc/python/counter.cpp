@@ -18,7 +18,28 @@ void with_number(char kind, int bits, std::byte* data, Function function) {
   else type_problem("must be an int, or a float32, float64 or int64 array");
 }
 
+void check_one(const View& view, PyObject* object, bool writes) {
+  if (view.size() != 1 || !view.data)
+    value_problem("has shape " + tuple_text(view.ndim, view.shape) + ", must hold one number");
+  if (writes && !view.writable) value_problem("is read-only");
+  if (!view.native) type_problem("has dtype " + dtype_name(object) + ", must be in native byte order");
+  if (reinterpret_cast<std::uintptr_t>(view.data) % static_cast<std::uintptr_t>(view.bits / 8) != 0)
+    value_problem("is misaligned");
+}
+
 }  // namespace
+
+DeviceNumber device_number(const View& view, PyObject* object, bool writes) {
+  check_one(view, object, writes);
+  DeviceNumber number;
+  with_number(view.kind, view.bits, view.data, [&](auto* at) {
+    using T = std::remove_pointer_t<decltype(at)>;
+    number = {view.data, std::is_same_v<T, float>    ? DeviceNumber::Kind::kFloat32
+                         : std::is_same_v<T, double> ? DeviceNumber::Kind::kFloat64
+                                                     : DeviceNumber::Kind::kInt64};
+  });
+  return number;
+}
 
 double Number::take(PyObject* dict, PyObject* name, PyObject* object, Holds& holds) {
   double value = 0;
@@ -28,13 +49,14 @@ double Number::take(PyObject* dict, PyObject* name, PyObject* object, Holds& hol
   } else {
     View view;
     python::read(object, view, holds);
-    if (view.size() != 1 || !view.data)
-      value_problem("has shape " + tuple_text(view.ndim, view.shape) + ", must hold one number");
-    if (!view.writable) value_problem("is read-only");
-    if (!view.native) type_problem("has dtype " + dtype_name(object) + ", must be in native byte order");
-    if (reinterpret_cast<std::uintptr_t>(view.data) % static_cast<std::uintptr_t>(view.bits / 8) != 0)
-      value_problem("is misaligned");
-    with_number(view.kind, view.bits, view.data, [&](auto* at) { value = static_cast<double>(*at); });
+    if (view.device != kHost) {
+      on_device_ = device_number(view, object, true);
+      device_ = view.device;
+      stream_ = view.stream;
+    } else {
+      check_one(view, object, true);
+      with_number(view.kind, view.bits, view.data, [&](auto* at) { value = static_cast<double>(*at); });
+    }
     kind_ = view.kind;
     bits_ = view.bits;
     data_ = view.data;
@@ -45,6 +67,7 @@ double Number::take(PyObject* dict, PyObject* name, PyObject* object, Holds& hol
 }
 
 void Number::set(double value, bool whole) const {
+  if (device_ != kHost) return;
   if (data_) {
     with_number(kind_, bits_, data_, [&](auto* at) { *at = static_cast<std::remove_pointer_t<decltype(at)>>(value); });
     return;
@@ -55,6 +78,7 @@ void Number::set(double value, bool whole) const {
 
 double Counter::read(PyObject* dict, PyObject* name, PyObject* object, Holds& holds) {
   const double count = take(dict, name, object, holds);
+  if (device_ != kHost) return count;
   if (data_ && count < kMaxStep) {
     with_number(kind_, bits_, data_, [&](auto* at) {
       using T = std::remove_pointer_t<decltype(at)>;

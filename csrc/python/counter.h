@@ -3,11 +3,16 @@
 
 #include <pybind11/pybind11.h>
 
+#include "../core/engine.h"
 #include "entry.h"
 
 namespace gradstep::python {
 
+// An array of one number that a device keeps: float32, float64 or int64. Throws Problem for anything else.
+DeviceNumber device_number(const View& view, PyObject* object, bool writes = false);
+
 // A number in a state dict: a Python number, or an array of one number (float32, float64, int64), which is changed in place.
+// What stands on a device is neither read nor written here.
 class Number {
  public:
   // Whether there is a number at all.
@@ -19,16 +24,24 @@ class Number {
   // The bytes of that array.
   Entry::Span span() const { return {data_, data_ + bits_ / 8}; }
 
+  // Where it is; of a device, also what the device needs to know, and the stream that the array's owner works on.
+  int device() const { return device_; }
+  DeviceNumber on_device() const { return on_device_; }
+  std::int64_t stream() const { return stream_; }
+
  protected:
-  // Takes `object`, the item `name` of `dict`. Throws Problem if it is no number.
+  // Takes `object`, the item `name` of `dict`. Throws Problem if it is no number. Returns 0 for one on a device.
   double take(PyObject* dict, PyObject* name, PyObject* object, Holds& holds);
   void set(double value, bool whole) const;
 
   char kind_ = 0;
   int bits_ = 0;
   std::byte* data_ = nullptr;  // null: a Python number
+  int device_ = kHost;
 
  private:
+  DeviceNumber on_device_;
+  std::int64_t stream_ = 0;
   PyObject *dict_ = nullptr, *name_ = nullptr;
 };
 

@@ -6,7 +6,7 @@
 
 namespace gradstep::dlpack {
 
-inline constexpr std::int32_t kCpu = 1, kCudaHost = 3;
+inline constexpr std::int32_t kCpu = 1, kCuda = 2, kCudaHost = 3, kCudaManaged = 13;
 inline constexpr std::uint8_t kInt = 0, kUnsigned = 1, kFloat = 2, kBFloat = 4, kComplex = 5;
 
 struct Version {

@@ -10,7 +10,8 @@ namespace {
 
 void append(std::vector<std::int64_t>& seen, const View& view) {
   seen.push_back(static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(view.data)));
-  seen.push_back(view.kind | view.bits << 8 | (view.native ? 1 << 24 : 0) | (view.writable ? 1 << 25 : 0));
+  seen.push_back(view.kind | view.bits << 8 | (view.native ? 1 << 24 : 0) | (view.writable ? 1 << 25 : 0) |
+                 static_cast<std::int64_t>(view.device - kHost) << 32);
   seen.push_back(view.ndim);
   seen.insert(seen.end(), view.shape, view.shape + view.ndim);
   seen.insert(seen.end(), view.strides, view.strides + view.ndim);
@@ -84,6 +85,12 @@ void check_shape(int k, const Roles& roles, const View* views) {
   }
 }
 
+void check_place(const View& view, const View& param) {
+  if (view.device != param.device) {
+    value_problem("is " + place_text(view.device) + ", its parameter is " + place_text(param.device));
+  }
+}
+
 void check_memory(const View& view) {
   if (view.size() == 0) return;
   if (!view.data) value_problem("has no strided memory of its own (sparse, meta or wrapper tensor)");
@@ -138,6 +145,7 @@ void Entry::check(const View* views, PyObject* const* objects) const {
     try {
       check_type(k, roles_, views[k], views[0], objects[k], objects[0]);
       check_shape(k, roles_, views);
+      check_place(views[k], views[0]);
       check_memory(views[k]);
       if (roles_.is_output(k)) check_output(views[k]);
     } catch (Problem& problem) {
@@ -159,6 +167,7 @@ void Entry::lay_out(const View* views) {
   // The parts of a complex number are no dimension of their own.
   const int ndim = param.ndim - (param.kind == 'c');
   has_rows_ = ndim >= 2;
+  device_ = param.device;
   sweep_.size = param.size();
   sweep_.row = 0;
   if (sweep_.size > 0 && has_rows_ && (roles_.rows || roles_.always_rows)) sweep_.row = sweep_.size / param.shape[0];

@@ -66,6 +66,7 @@ class Entry {
 
   const Sweep& sweep() const { return sweep_; }
   const Roles& roles() const { return roles_; }
+  int device() const { return device_; }
   bool has_rows() const { return has_rows_; }  // two dimensions at least
 
   // Whether operand `k` lies in memory without gaps, in the order of C.
@@ -90,6 +91,7 @@ class Entry {
   Layout layout_;
   Sweep sweep_{};
   bool has_rows_ = false;
+  int device_ = kHost;
   std::vector<Operand> more_gradients_;
   std::vector<Span> spans_;
   std::vector<bool> dense_;

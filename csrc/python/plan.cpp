@@ -1,6 +1,8 @@
 #include "plan.h"
 
+#include <algorithm>
 #include <bit>
+#include <set>
 #include <utility>
 
 #include "../core/factors.h"
@@ -70,7 +72,7 @@ void Plan::refuse(const Item& item, int operand, const Problem& problem) const {
 void Plan::add_group(py::handle kernel, const StepOptions& options) {
   Group& group = groups_.emplace_back();
   try {
-    group.rule = &parse(kernel, group.settings);
+    group.rule = &parse(kernel, group.settings, group.lr);
   } catch (Problem& problem) {
     raise(problem.type, labels_.function + ": " + problem.text);
   }
@@ -84,6 +86,8 @@ void Plan::add_group(py::handle kernel, const StepOptions& options) {
   group.roles.unsigned_states = group.rule->unsigned_states;
   group.roles.rows = group.settings.wants_rows();
   group.roles.always_rows = group.settings.agc != kNoLimit;
+  read_lr(group);
+  options_ = &options;
 }
 
 // A precision that keeps something beside the parameter is one of parameters of 16 bits.
@@ -169,7 +173,8 @@ void Plan::find_states(Item& item, PyObject* dict, const py::object& make_state,
 }
 
 py::object Plan::step(const py::list& params, const py::object& grads, const py::list& keys, const py::dict& state,
-                      const py::list& groups, const py::object& make_state, const py::object& given) {
+                      const py::list& groups, const py::object& make_state, const py::object& given, const py::object& scaler,
+                      bool settles) {
   const Scope scope(*this);
   Conditions conditions = parse_conditions(given);
   conditions.options.weights = conditions.weights.empty() ? nullptr : conditions.weights.data();
@@ -189,6 +194,7 @@ py::object Plan::step(const py::list& params, const py::object& grads, const py:
                                   " arrays, there are " + std::to_string(params.size()) + " parameters");
     }
   }
+  read_scaler(scaler);
   StateWalk walk(state.ptr(), holds_);
   items_.reserve(params.size());
   std::vector<Fresh> created;
@@ -230,35 +236,27 @@ py::object Plan::step(const py::list& params, const py::object& grads, const py:
     }
   }
   take_all(taken);
-  const Outcome outcome = run(conditions);
-  if (!outcome.skipped()) commit(state.ptr(), created);
-  return report(conditions, outcome);
+  const Ran ran = run(conditions, {settles, false, !created.empty()});
+  if (ran.may_count()) commit(state.ptr(), created);
+  return report(conditions, ran);
 }
 
 void Plan::refuse_nonfinite(const Outcome& outcome) const {
   refuse(items_[outcome.nonfinite], 1, {PyExc_FloatingPointError, "has an element that is not finite"});
 }
 
+std::vector<PendingStep::Member> Plan::members() const {
+  std::vector<PendingStep::Member> members;
+  for (const Item& item : items_) members.push_back({item.index, entries_[item.index].sweep().size});
+  return members;
+}
+
 // What the step saw, for Python.
-py::object Plan::report(const Conditions& conditions, const Outcome& outcome) const {
-  if (outcome.skipped() && conditions.raises) refuse_nonfinite(outcome);
-  if (!conditions.options.checks && !conditions.options.stats) return py::none();
-  const auto numbers = [](std::int64_t index, std::int64_t size, double clip_factor, const Sums& sums) {
-    const auto& at = sums.at;
-    return py::make_tuple(index, size, clip_factor, at[kCameSquares], at[kRuleGradSquares], at[kUpdateSquares],
-                          at[kParamSquares], at[kMaxAbs], at[kNans], at[kInfs], at[kZeros]);
-  };
-  py::list seen;
-  Sums all;
-  std::int64_t size = 0;
-  for (std::size_t i = 0; i < outcome.seen.size(); ++i) {
-    const auto& [sums, clip_factor] = outcome.seen[i];
-    const std::int64_t elements = entries_[items_[i].index].sweep().size;
-    seen.append(numbers(static_cast<std::int64_t>(items_[i].index), elements, clip_factor, sums));
-    all.add(sums);
-    size += elements;
-  }
-  return py::make_tuple(!outcome.skipped(), numbers(-1, size, outcome.clip_factor, all), seen);
+py::object Plan::report(const Conditions& conditions, const Ran& ran) const {
+  if (ran.pending) return py::cast(ran.pending);
+  if (ran.outcome.skipped() && conditions.raises) refuse_nonfinite(ran.outcome);
+  if (!conditions.options.checks && !conditions.options.stats && scalers_.empty()) return py::none();
+  return make_report(members(), ran.outcome);
 }
 
 // ---- check, run, commit ---------------------------------------------------------------------------------------------------
@@ -299,7 +297,13 @@ void Plan::take_numbers(Item& item) {
     if (!item.dict && !item.fresh && !item.norm_state.is_array())
       refuse(item, kNormState, {PyExc_TypeError, "must be an array of one number"});
   }
+  DeviceNumbers& numbers = item.numbers;
+  numbers = {item.step_count.on_device(), item.ema_count.on_device(), item.swa_count.on_device(), item.norm_state.on_device()};
   // A count that only begins now says nothing of states that are there.
+  if (numbers.step) {
+    numbers.first_at_1 = group_of(item).rule->has_first && !item.step_is_new;
+    return;
+  }
   const bool first_step = item.step && moment.step == 1 && !item.step_is_new;
   moment.first = moment.first || (first_step && group_of(item).rule->has_first);
 }
@@ -343,6 +347,26 @@ void Plan::take(Item& item) {
   read_views(0, n);
   take_scales(item);
   read_views(n, roles.n_views());
+  item.device = views_[0].device;
+  const auto take_place = [&](const Number& number, int operand) {
+    if (number.device() == kHost) return;
+    if (number.device() != item.device) {
+      refuse(item, operand,
+             {PyExc_ValueError, "is " + place_text(number.device()) + ", its parameter is " + place_text(item.device)});
+    }
+    note_stream(number.device(), number.stream());
+  };
+  take_place(item.step_count, kStepCount);
+  take_place(item.ema_count, kEmaCount);
+  take_place(item.swa_count, kSwaCount);
+  take_place(item.norm_state, kNormState);
+  bool has_parts = false;
+  for (int k = 0; k < roles.n_views(); ++k) {
+    const View& view = views_[static_cast<std::size_t>(k)];
+    has_parts = has_parts || view.is_part;
+    if (view.stream != 0) note_stream(view.device, view.stream);
+  }
+  if (has_parts) check_part(item);
   while (entries_.size() <= item.index) entries_.emplace_back();
   try {
     const Entry::Change change = entries_[item.index].update(views_.data(), roles, objects_.data());
@@ -405,23 +429,259 @@ void Plan::bump_versions(Changed changed) const {
   python::bump_versions(py::reinterpret_steal<py::list>(tensors));
 }
 
-Outcome Plan::run(const Conditions& conditions) {
+Plan::Ran Plan::run(const Conditions& conditions, const Wishes& wishes) {
   check_overlap();
   std::int64_t total = 0;
+  bool on_devices = false;
   for (Item& item : items_) {
-    const Sweep& sweep = entries_[item.index].sweep();
     const Settings& settings = group_of(item).settings;
-    if (settings.has(kSwa) && !swa_takes(settings, item.moment.step)) item.moment.swa_count -= 1;
-    step_items_.push_back({&sweep, &settings, item.moment, &item.norm_squared});
-    total += sweep.size;
+    const bool counts = settings.has(kSwa) && !item.numbers.swa_count;
+    if (counts && !swa_takes(settings, item.moment.step)) item.moment.swa_count -= 1;
+    total += entries_[item.index].sweep().size;
+    on_devices = on_devices || item.device != kHost;
   }
-  Outcome outcome;
-  const auto run = [&] { outcome = engine_.run(step_items_, conditions.options); };
+  if (on_devices || !scalers_.empty()) return run_places(conditions, wishes);
+  for (Item& item : items_) {
+    if (group_of(item).lr) check_places(conditions);
+    step_items_.push_back({&entries_[item.index].sweep(), &group_of(item).settings, item.moment, &item.norm_squared});
+  }
+  Ran ran;
+  const auto run = [&] { ran.outcome = engine_.run(step_items_, conditions.options); };
   if (total >= kReleaseGil) without_gil(run);
   else run();
-  if (!outcome.skipped()) bump_versions([](const Roles& roles, int k) { return roles.is_output(k); });
+  if (!ran.outcome.skipped()) bump_versions([](const Roles& roles, int k) { return roles.is_output(k); });
   else if (conditions.options.zero_skipped) bump_versions([](const Roles& roles, int k) { return roles.is_gradient(k); });
-  return outcome;
+  return ran;
+}
+
+// ---- devices --------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+// A stream as `__cuda_array_interface__` and torch number it; the default one has two numbers.
+void* as_stream(std::int64_t number) {
+  return number == 1 ? nullptr : reinterpret_cast<void*>(static_cast<std::intptr_t>(number));
+}
+
+// What looks at a whole tensor, of which this process may have a part only; null: nothing.
+const char* looks_at_whole(const Settings& settings, const StepOptions& options, bool has_whole_rows) {
+  if (options.clips()) return "clip_norm";
+  if (options.checks && !options.leave_out) return "on_nonfinite";
+  if (options.stats) return "stats";
+  if (settings.clip_norm != kNoLimit) return "clip_norm_per_tensor";
+  if (settings.adaptation != Adaptation::kNone) return "a norm for each tensor";
+  if (settings.trust_ratio) return "trust_ratio";
+  if (settings.cautious) return "cautious";
+  if (settings.draws()) return "what is drawn at random";
+  if (settings.agc != kNoLimit && !has_whole_rows) return "agc";
+  if (settings.wants_rows() && !has_whole_rows) return "a stage that goes by rows";
+  return nullptr;
+}
+
+}  // namespace
+
+// DTensors: gradients and states have to be cut up as their parameter is, and nothing may look at more than the part that is
+// here.
+void Plan::check_part(const Item& item) const {
+  const auto placements_of = [&](int k) { return py::getattr(objects_[static_cast<std::size_t>(k)], "placements"); };
+  const auto mesh_of = [&](int k) { return py::getattr(objects_[static_cast<std::size_t>(k)], "device_mesh"); };
+  const auto text = [](const py::object& object) { return py::repr(object).cast<std::string>(); };
+  const bool is_part = views_[0].is_part;
+  const py::object placements = is_part ? placements_of(0) : py::none();
+  for (int k = 1; k < item.roles.n_views(); ++k) {
+    std::string problem;
+    if (views_[static_cast<std::size_t>(k)].is_part != is_part) {
+      problem = is_part ? "is no DTensor, its parameter is" : "is a DTensor, its parameter is not";
+    } else if (is_part && !placements_of(k).equal(placements)) {
+      problem = "has the placements " + text(placements_of(k)) + ", its parameter has " + text(placements);
+    } else if (is_part && !mesh_of(k).equal(mesh_of(0))) {
+      problem = "is on another mesh than its parameter";
+    }
+    if (!problem.empty()) refuse(item, operand_of(item, k), {PyExc_ValueError, problem});
+  }
+  bool is_whole = true, has_whole_rows = views_[0].ndim - (views_[0].kind == 'c') >= 2;
+  for (const py::handle placement : is_part ? py::tuple(placements) : py::tuple()) {
+    if (placement.attr("is_replicate")().cast<bool>()) continue;
+    is_whole = false;
+    has_whole_rows = has_whole_rows && placement.attr("is_shard")(0).cast<bool>();
+  }
+  const char* what = is_whole ? nullptr : looks_at_whole(group_of(item).settings, *options_, has_whole_rows);
+  if (what) {
+    refuse(item, 0, {PyExc_ValueError, "has the placements " + text(placements) + ": " + what + " takes whole tensors only"});
+  }
+}
+
+void Plan::read_lr(Group& group) {
+  if (!group.lr) return;
+  View view;
+  try {
+    read(group.lr, view, holds_);
+    group.device_lr = device_number(view, group.lr);
+  } catch (Problem& problem) {
+    raise(problem.type, labels_.function + ": lr " + problem.text);
+  }
+  group.lr_device = view.device;
+  note_stream(view.device, view.stream);
+}
+
+void Plan::read_scaler(const py::object& scaler) {
+  if (scaler.is_none()) return;
+  for (const py::handle both : scaler) {
+    device::Context context;
+    int device = kHost;
+    DeviceNumber* to = &context.grad_scale;
+    for (const py::handle array : both) {
+      DeviceNumber& number = *std::exchange(to, &context.found_inf);
+      if (array.is_none()) continue;
+      View view;
+      try {
+        read(array.ptr(), view, holds_);
+        number = device_number(view, array.ptr());
+      } catch (Problem& problem) {
+        raise(problem.type, labels_.function + ": a number of the gradient scaler " + problem.text);
+      }
+      device = view.device;
+    }
+    scalers_.emplace_back(device, context);
+  }
+}
+
+void Plan::note_stream(int device, std::int64_t stream) {
+  const OwnersStream noted{device, stream};
+  if (device == kHost || stream == 0) return;
+  if (std::find(owners_streams_.begin(), owners_streams_.end(), noted) == owners_streams_.end())
+    owners_streams_.push_back(noted);
+}
+
+// Refuses what devices can't do together, or not at all.
+void Plan::check_places(const Conditions& conditions) const {
+  const StepOptions& options = conditions.options;
+  std::set<int> devices;
+  for (const Item& item : items_) {
+    devices.insert(item.device);
+    const Group& group = group_of(item);
+    const auto refuse_lr = [&] {
+      return labels_.function + ": lr is " + place_text(group.lr_device) + ", " + label(item, 0) + " is " +
+             place_text(item.device) + ": give lr as a number, or a group for each device";
+    };
+    if (group.lr && group.lr_device != item.device) raise(PyExc_ValueError, refuse_lr());
+    if (item.numbers.step && item.swa && !item.numbers.swa_count) {
+      refuse(item, kSwaCount,
+             {PyExc_ValueError,
+              "is in CPU memory, " + label(item, kStepCount) + " is " + place_text(item.device) + ": both have to be there"});
+    }
+    const auto has_scaler = [&](const auto& scaler) { return scaler.first == item.device; };
+    if (!scalers_.empty() && std::none_of(scalers_.begin(), scalers_.end(), has_scaler)) {
+      raise(PyExc_ValueError, labels_.function + ": the gradient scaler has no numbers for " + label(item, 0) + ", which is " +
+                                  place_text(item.device));
+    }
+  }
+  const char* of_all = options.clips() ? "clip_norm"
+                       : options.checks && !options.leave_out
+                           ? (conditions.raises ? "on_nonfinite='raise'" : "on_nonfinite='skip'")
+                           : nullptr;
+  if (of_all && devices.size() > 1) {
+    std::string text;
+    for (const int device : devices) text += (text.empty() ? "" : " and ") + place_text(device);
+    raise(PyExc_ValueError, labels_.function + ": " + of_all + " looks at all gradients together, and parameters are " + text +
+                                ": take an optimizer for each");
+  }
+  if (!cpu::flush_denormals() && *devices.rbegin() != kHost) {
+    raise(PyExc_RuntimeError, labels_.function + ": " + label(items_.front(), 0) + " is " + place_text(items_.front().device) +
+                                  ", where denormals are always flushed: config.denormals must be 'flush'");
+  }
+}
+
+// The stream on which a device carries the step out. It waits for what others have given to theirs.
+void Plan::choose_stream(Place& place, bool made_states) {
+  static const auto streams_of = py::object(py::module_::import("gradstep.cuda").attr("_streams")).release();
+  const Item& first = items_[place.indices.front()];
+  const auto [number, of_library] =
+      streams_of(place.device, py::handle(first.operands[0]), places_.size()).cast<std::pair<std::int64_t, std::int64_t>>();
+  place.context.stream = as_stream(number);
+  if (made_states) note_stream(place.device, of_library == 0 ? 1 : of_library);
+  for (const auto& [device, other] : owners_streams_) {
+    if (device == place.device && as_stream(other) != place.context.stream) {
+      driver().wait_for(device, place.context.stream, as_stream(other));
+    }
+  }
+}
+
+device::Engine& Plan::engine_of(Place& place) {
+  DeviceEngine& kept = engines_[place.device];
+  if (kept.driver != &driver()) {
+    if (const int n = driver().n_devices(); place.device >= n) {
+      throw device::Error("there is no cuda:" + std::to_string(place.device) + ", there are " + std::to_string(n) + " devices");
+    }
+    kept = {&driver(), driver().make_engine(place.device)};
+  }
+  return *kept.engine;
+}
+
+// A step of parameters on devices, and on the host beside.
+Plan::Ran Plan::run_places(const Conditions& conditions, const Wishes& wishes) {
+  if (items_.empty()) return {};
+  check_places(conditions);
+  const StepOptions& options = conditions.options;
+  const bool may_be_left_out = options.checks || !scalers_.empty();
+  // The host waits where there is something that it has to know before it goes on: to count, to keep new states or not.
+  bool waits = wishes.knows || conditions.raises || options.leave_out || (may_be_left_out && wishes.made_states);
+  std::vector<std::size_t> on_host;
+  for (std::size_t i = 0; i < items_.size(); ++i) {
+    Item& item = items_[i];
+    const Group& group = group_of(item);
+    StepItem step_item{&entries_[item.index].sweep(), &group.settings, item.moment, &item.norm_squared};
+    if (item.device == kHost) {
+      step_items_.push_back(step_item);
+      on_host.push_back(i);
+      continue;
+    }
+    const auto is_hosts = [](const Number& number) { return number && number.device() == kHost; };
+    waits = waits || (may_be_left_out && (is_hosts(item.step_count) || is_hosts(item.ema_count) || is_hosts(item.swa_count)));
+    const bool hosts_norm = group.settings.adaptation == Adaptation::kNovograd && !item.numbers.norm;
+    waits = waits || hosts_norm;
+    if (!hosts_norm) step_item.norm_state = nullptr;
+    step_item.numbers = item.numbers;
+    step_item.lr = group.device_lr;
+    auto place = std::find_if(places_.begin(), places_.end(), [&](const Place& at) { return at.device == item.device; });
+    if (place == places_.end()) place = places_.insert(place, Place{item.device});
+    place->items.push_back(step_item);
+    place->indices.push_back(i);
+  }
+  const bool keeps = waits || options.stats || (may_be_left_out && wishes.settles);
+
+  std::vector<PendingStep::Part> parts;
+  with_name(labels_.function, [&] {
+    for (Place& place : places_) {
+      for (const auto& [device, context] : scalers_) {
+        if (device == place.device) place.context = context;
+      }
+      choose_stream(place, wishes.made_states);
+      engine_of(place);
+    }
+    for (Place& place : places_) {
+      device::Engine& engine = engine_of(place);
+      PendingStep::Part part{place.indices, engines_[place.device].engine, nullptr};
+      without_gil([&] { part.pending = engine.run(place.items, options, place.context, keeps); });
+      parts.push_back(std::move(part));
+      for (const auto& [device, other] : owners_streams_) {  // whoever looks at their arrays next finds the step done
+        if (device != place.device || as_stream(other) == place.context.stream) continue;
+        driver().wait_for(device, as_stream(other), place.context.stream);
+      }
+    }
+  });
+  if (!on_host.empty()) {
+    PendingStep::Part part{std::move(on_host), nullptr, nullptr};
+    without_gil([&] { part.outcome = engine_.run(step_items_, options); });
+    parts.push_back(std::move(part));
+  }
+
+  Ran ran;
+  if (keeps) ran.pending = std::make_shared<PendingStep>(labels_.function, members(), std::move(parts), may_be_left_out);
+  if (waits) ran = {ran.pending->wait(), nullptr};
+  if (ran.may_count()) bump_versions([](const Roles& roles, int k) { return roles.is_output(k); });
+  else if (options.zero_skipped) bump_versions([](const Roles& roles, int k) { return roles.is_gradient(k); });
+  return ran;
 }
 
 void Plan::commit(PyObject* state, const std::vector<Fresh>& created) {

@@ -2,13 +2,17 @@
 //
 //   read every operand -> check what changed -> run (GIL released) -> step counts, new states, version counters, statistics
 //
-// Everything that can be refused is refused before the run; the run can't fail.
+// Everything that can be refused is refused before the run; the run can't fail. Parameters may be on several devices: each
+// device's engine gets its own, and counts what it keeps itself; nobody waits for it unless there is something that the host
+// has to know.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 #include <atomic>
 #include <deque>
+#include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,6 +20,7 @@
 #include "../cpu/step.h"
 #include "conditions.h"
 #include "counter.h"
+#include "device.h"
 #include "entry.h"
 #include "labels.h"
 #include "overlap.h"
@@ -34,11 +39,16 @@ class Plan {
   // carried out. `groups` is a list of (number of parameters, kernel), in the order of the parameters. `conditions` may be
   // None.
   //
+  // `scaler`: None, or a list of pairs (loss scale, overflow), one a device: arrays of one number on it, or None. Gradients are
+  // divided by the first, and the step is left out if the second is not 0; the host reads neither. `settles`: whether somebody
+  // is going to ask if the step was carried out.
+  //
   // Returns None, or if statistics are asked for or the step may be left out: (carried out, numbers of all parameters together,
-  // a list of the numbers of each): index, size, clip factor, sums.
+  // a list of the numbers of each): index, size, clip factor, sums. Of a device, a PendingStep of the same, unless the host had
+  // to wait anyway.
   pybind11::object step(const pybind11::list& params, const pybind11::object& grads, const pybind11::list& keys,
                         const pybind11::dict& state, const pybind11::list& groups, const pybind11::object& make_state,
-                        const pybind11::object& conditions);
+                        const pybind11::object& conditions, const pybind11::object& scaler, bool settles);
 
   // One step, for `function`, of one array or of sequences of arrays, with the states given in the order of the rule's. Calls
   // in one thread share a plan, so those with the same arrays need not be checked again. Returns None, or if the step may be
@@ -56,6 +66,9 @@ class Plan {
     Settings settings;
     const RuleInfo* rule = nullptr;
     Roles roles;
+    PyObject* lr = nullptr;  // an array on a device
+    DeviceNumber device_lr = {};
+    int lr_device = kHost;
   };
 
   // A parameter that takes part in this step. Objects are held by `holds_`.
@@ -66,6 +79,8 @@ class Plan {
     PyObject* operands[kMaxViews] = {};
     Roles roles = {};
     Moment moment = {};
+    int device = kHost;
+    DeviceNumbers numbers = {};
     // Where the numbers beside the states stand, and what they are.
     PyObject *dict = nullptr, *fresh = nullptr;  // `fresh`: those that were made for this step
     PyObject *step = nullptr, *ema = nullptr, *swa = nullptr, *norm = nullptr;
@@ -80,10 +95,55 @@ class Plan {
     PyObject *key, *states;
   };
 
+  // What a device is told in this step beside its items.
+  struct Place {
+    int device;
+    device::Context context = {};
+    std::vector<StepItem> items = {};
+    std::vector<std::size_t> indices = {};  // of items_
+  };
+
+  // The engine of a device, and the driver that has made it.
+  struct DeviceEngine {
+    device::Driver* driver = nullptr;
+    std::shared_ptr<device::Engine> engine;
+  };
+
+  // A stream that an array's owner works on.
+  struct OwnersStream {
+    int device;
+    std::int64_t stream;
+    bool operator==(const OwnersStream&) const = default;
+  };
+
+  // What came of a step: its outcome, or `pending`, from which it can be had later.
+  struct Ran {
+    Outcome outcome;
+    std::shared_ptr<PendingStep> pending;
+    bool is_known() const { return !pending; }
+    bool may_count() const { return pending || !outcome.skipped(); }  // as far as is known
+  };
+
+  // What the host has to know of a step on a device.
+  struct Wishes {
+    bool settles = true;     // at some time, whether it was carried out
+    bool knows = false;      // before the call ends
+    bool made_states = false;
+  };
+
   // Empties what belongs to one call, when it ends.
   struct Scope;
 
-  Outcome run(const Conditions& conditions);
+  Ran run(const Conditions& conditions, const Wishes& wishes);
+  Ran run_places(const Conditions& conditions, const Wishes& wishes);
+  void check_places(const Conditions& conditions) const;
+  void check_part(const Item& item) const;
+  void choose_stream(Place& place, bool made_states);
+  device::Engine& engine_of(Place& place);
+  void read_scaler(const pybind11::object& scaler);
+  void read_lr(Group& group);
+  void note_stream(int device, std::int64_t stream);
+  std::vector<PendingStep::Member> members() const;
   void take(Item& item);
   void take_numbers(Item& item);
   void take_scales(Item& item);
@@ -98,7 +158,7 @@ class Plan {
   template <class Changed>
   void bump_versions(Changed changed) const;
   void add_group(pybind11::handle kernel, const StepOptions& options);
-  pybind11::object report(const Conditions& conditions, const Outcome& outcome) const;
+  pybind11::object report(const Conditions& conditions, const Ran& ran) const;
   [[noreturn]] void refuse_nonfinite(const Outcome& outcome) const;
   [[noreturn]] void refuse(const Item& item, int operand, const Problem& problem) const;
   std::string label(const Item& item, int operand) const;
@@ -120,7 +180,12 @@ class Plan {
   std::vector<View> views_;
   std::vector<PyObject*> objects_;
   std::vector<StepItem> step_items_;
+  std::vector<Place> places_;               // of devices
+  std::vector<std::pair<int, device::Context>> scalers_;
+  std::vector<OwnersStream> owners_streams_;
+  const StepOptions* options_ = nullptr;
   cpu::Step engine_;
+  std::map<int, DeviceEngine> engines_;
   Holds holds_;
 };
 
@@ -134,6 +199,9 @@ struct Plan::Scope {
     plan.further_gradients_.clear();
     plan.groups_.clear();
     plan.step_items_.clear();
+    plan.places_.clear();
+    plan.scalers_.clear();
+    plan.owners_streams_.clear();
     plan.moved_gradients_.clear();
     plan.holds_.clear();
     plan.busy_.store(false);

@@ -199,6 +199,21 @@ void parse_stage(PyObject* stage, Settings& settings, std::uint64_t& seen) {
   type_problem("has no stage " + py::repr(stage).cast<std::string>());
 }
 
+// The learning rate among a rule's values, if it is an array on a device; else null.
+PyObject* find_device_lr(PyObject* values) {
+  if (!PyTuple_Check(values) || PyTuple_GET_SIZE(values) == 0) return nullptr;
+  PyObject* lr = PyTuple_GET_ITEM(values, 0);
+  if (PyFloat_Check(lr) || PyLong_Check(lr) || !is_array(lr)) return nullptr;
+  Holds holds;
+  View view;
+  try {
+    read(lr, view, holds);
+  } catch (Problem&) {
+    return nullptr;  // whoever takes it for a number will say what it is
+  }
+  return view.device == kHost ? nullptr : lr;
+}
+
 std::vector<std::string> names_of(const std::vector<Field>& fields) {
   std::vector<std::string> names;
   for (const Field& field : fields) names.emplace_back(field.name);
@@ -236,14 +251,20 @@ std::vector<std::pair<std::string, std::vector<std::string>>> stage_names() {
   return names;
 }
 
-const RuleInfo& parse(py::handle kernel, Settings& settings) {
+const RuleInfo& parse(py::handle kernel, Settings& settings, PyObject*& device_lr) {
   if (!PyTuple_Check(kernel.ptr()) || PyTuple_GET_SIZE(kernel.ptr()) != 3) {
     type_problem("takes (rule, values, stages), got " + py::repr(kernel).cast<std::string>());
   }
   const auto& rule = py::cast<const RuleInfo&>(py::handle(PyTuple_GET_ITEM(kernel.ptr(), 0)));
   settings = {};
   settings.rule = rule.index;
-  parse_values(PyTuple_GET_ITEM(kernel.ptr(), 1), 0, rule.fields, settings.values);
+  auto values = py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(kernel.ptr(), 1));
+  device_lr = find_device_lr(values.ptr());
+  if (device_lr) {  // any number serves in its place
+    const auto others = py::reinterpret_steal<py::object>(PyTuple_GetSlice(values.ptr(), 1, PyTuple_GET_SIZE(values.ptr())));
+    values = py::make_tuple(1.0) + others;
+  }
+  parse_values(values.ptr(), 0, rule.fields, settings.values);
   PyObject* given = PyTuple_GET_ITEM(kernel.ptr(), 2);
   if (!PyTuple_Check(given)) type_problem("takes a tuple of stages, got " + py::repr(given).cast<std::string>());
   std::uint64_t seen = 0;

@@ -34,7 +34,8 @@ std::vector<std::string> unsigned_states();
 std::vector<std::pair<std::string, std::vector<std::string>>> stage_names();
 
 // Fills `settings` from a tuple (rule, values, stages): `values` are the rule's in the order of its fields, `stages` is a tuple
-// of tuples (name, value, ...). Throws Problem.
-const RuleInfo& parse(pybind11::handle kernel, Settings& settings);
+// of tuples (name, value, ...). A learning rate that stands on a device is left there: `device_lr`, borrowed, and null for any
+// other. Throws Problem.
+const RuleInfo& parse(pybind11::handle kernel, Settings& settings, PyObject*& device_lr);
 
 }  // namespace gradstep::python

@@ -11,7 +11,7 @@ Three faces, one engine: functions that update arrays in place (`adamw_`, ...), 
 array([0.899, 0.999, 1.099], dtype=float32)
 """
 
-from gradstep import config, schedules
+from gradstep import config, cuda, schedules
 from gradstep._core import __version__
 from gradstep.norms import clip_grad_norm_, global_norm
 from gradstep.rules import (
@@ -51,6 +51,7 @@ __all__ = [
     "adamw_",
     "clip_grad_norm_",
     "config",
+    "cuda",
     "global_norm",
     "lamb_",
     "lars_",

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gradstep import device_arrays
 from gradstep.files import Bytes
 from gradstep.formats import numpy_dtype
 from gradstep.saved import NUMBERS, read_count, read_float
@@ -47,8 +48,8 @@ class Arrays(Protocol):
     def over(self, memory: Any, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
         """Return the array that lies in `memory`, an object with the buffer protocol."""
 
-    def number(self, what: str, name: str, value: Any) -> Any:
-        """Return a number as the state `name`.
+    def number(self, what: str, name: str, value: Any, param: Any) -> Any:
+        """Return a number as the state `name` of a parameter: of one on a device, on the device.
 
         Raises:
             ValueError: if it is none that the state can have, named by `what`.
@@ -56,16 +57,18 @@ class Arrays(Protocol):
 
 
 class NumpyArrays:
-    """Those of NumPy."""
+    """Those of NumPy, and of others where parameters are on a device."""
 
     interface = "numpy"
 
     def is_array(self, value: Any) -> bool:
         """Return whether `value` is an array; NumPy's scalars are numbers."""
-        return isinstance(value, np.ndarray)
+        return isinstance(value, np.ndarray) or device_arrays.has_interface(value)
 
     def dtype_of(self, array: Any) -> str:
         """Return the dtype; one of another byte order with its sign."""
+        if device_arrays.is_on_device(array):
+            return device_arrays.dtype_of(array)
         dtype = np.asarray(array).dtype  # parameters may be others' arrays
         return str(dtype.name if dtype.isnative else dtype.str)
 
@@ -83,10 +86,13 @@ class NumpyArrays:
 
     def bytes_of(self, array: Any) -> Bytes:
         """Return the elements in the order of C."""
-        return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        host = device_arrays.to_host(array) if device_arrays.is_on_device(array) else array
+        return np.ascontiguousarray(host).reshape(-1).view(np.uint8)
 
     def room_in(self, array: Any) -> Bytes | None:
-        """Return the memory, if it has the order of C."""
+        """Return the memory, if it has the order of C and is the CPU's."""
+        if device_arrays.is_on_device(array):
+            return None
         return array.reshape(-1).view(np.uint8) if array.flags.c_contiguous else None
 
     def flat(self, dtype: str, size: int) -> Any:
@@ -95,14 +101,18 @@ class NumpyArrays:
 
     def copy(self, target: Any, source: Any) -> None:
         """Write the elements of `source` into `target`."""
-        target[...] = source.reshape(target.shape)
+        if device_arrays.is_on_device(target):
+            device_arrays.assign(target, source.reshape(target.shape))
+        else:
+            target[...] = device_arrays.to_host(source).reshape(target.shape)
 
     def over(self, memory: Any, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
         """Return the array that lies in `memory`."""
         return np.ndarray(shape, numpy_dtype(dtype), memory, strides=strides)
 
-    def number(self, what: str, name: str, value: Any) -> Any:
-        """Return counts as int, norms as float, others as they are."""
+    def number(self, what: str, name: str, value: Any, param: Any) -> Any:
+        """Return counts as int, norms as float, on a device both as an array; others as they are."""
         if name not in NUMBERS:
             return value
-        return read_count(what, value) if isinstance(NUMBERS[name], int) else read_float(what, value)
+        read = read_count(what, value) if isinstance(NUMBERS[name], int) else read_float(what, value)
+        return device_arrays.number(read, param) if device_arrays.is_on_device(param) else read

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from gradstep import _core
+from gradstep.device_arrays import assign, exchange, is_on_device
 from gradstep.formats import convert_
 from gradstep.holder import Holder
 
@@ -32,7 +33,7 @@ class HoldsAverages(Holder):
                     "averaged() leaves it as it is"
                 )
         self._begin_writing()
-        _core.swap(params, averages, where)
+        _swap(params, averages, where)
 
     @contextmanager
     def averaged(self, name: Average | None = None) -> Iterator[None]:
@@ -56,17 +57,17 @@ class HoldsAverages(Holder):
         swapped = False
         try:
             self._begin_writing()
-            _core.swap(params, averages, type(self).__name__)
+            _swap(params, averages, type(self).__name__)
             swapped = True
             for param, average, _ in lent:
-                convert_(param, average)
+                _lend(param, average)
             yield
         finally:
             self._begin_writing()
             if swapped:
-                _core.swap(params, averages, type(self).__name__)
+                _swap(params, averages, type(self).__name__)
             for param, _, kept in lent:
-                convert_(param, kept)
+                _lend(param, kept)
 
     def _averages(self, name: Average) -> list[list[Any]]:
         """Return the averages, group by group; None for a parameter that has none yet."""
@@ -87,6 +88,19 @@ class HoldsAverages(Holder):
                 f"{type(self).__name__}: there are no averages yet; the option {option} keeps them, step by step"
             )
         return params, averages
+
+
+def _swap(params: list[Any], averages: list[Any], where: str) -> None:
+    pairs = list(zip(params, averages, strict=True))
+    on_host = [pair for pair in pairs if not is_on_device(pair[0])]
+    _core.swap([param for param, _ in on_host], [average for _, average in on_host], where)
+    for param, average in pairs:
+        if is_on_device(param):
+            exchange(param, average)
+
+
+def _lend(param: Any, values: Any) -> None:
+    (assign if is_on_device(param) else convert_)(param, values)
 
 
 def _copy(param: Any) -> Any:

@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from gradstep import _core
+from gradstep import _core, cuda
 
 __all__ = ["denormals", "isa", "isas", "num_threads", "set_isa", "set_num_threads", "show"]
 
@@ -91,7 +91,7 @@ def describe() -> dict[str, str]:
         "instruction sets": ", ".join(name + (" (in use)" if name == isa() else "") for name in isas()),
         "threads": str(num_threads()),
         "denormals": sys.modules[__name__].denormals,
-        "CUDA": "no",
+        "CUDA": cuda._summary(),
     }
 
 

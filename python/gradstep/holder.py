@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
+from gradstep import _core
 from gradstep.arrays import Arrays
 from gradstep.files import PathLike
+from gradstep.stats import Seen
 
 
 class Holder:
@@ -16,7 +19,6 @@ class Holder:
     param_groups: list[dict[str, Any]]
     defaults: dict[str, Any]
     state: Any
-    steps: int
 
     _arrays: ClassVar[Arrays]
 
@@ -64,11 +66,55 @@ class Holder:
     def flush(self) -> None:
         """Write what a later process needs to go on with the states in `state_dir`."""
 
+    @property
+    def steps(self) -> int:
+        """Number of steps so far.
+
+        Steps that were left out are not counted. Where only a device knows whether the latest were, reading this waits for them.
+        """
+        kept = vars(self)
+        undecided = kept.pop("_undecided", None)
+        if undecided:
+            kept["steps"] = kept.get("steps", 0) + sum(step.wait()[0] for step in undecided)
+        count: int = kept.get("steps", 0)
+        return count
+
+    @steps.setter
+    def steps(self, count: int) -> None:
+        vars(self).pop("_undecided", None)
+        vars(self)["steps"] = count
+
+    def _count(self, seen: Seen | _core.PendingStep | None) -> Callable[[], int]:
+        """Count a step that the plan has returned from. Return a function that tells the number of the call."""
+        kept = vars(self)
+        before: int = kept.get("steps", 0)
+        earlier: tuple[_core.PendingStep, ...] = tuple(kept["_undecided"]) if "_undecided" in kept else ()
+        if isinstance(seen, _core.PendingStep) and seen.may_be_left_out:
+            undecided = kept.setdefault("_undecided", deque())
+            undecided.append(seen)
+            while len(undecided) > 1 and undecided[0].is_done():
+                kept["steps"] = kept.get("steps", 0) + undecided.popleft().wait()[0]
+        elif seen is None or isinstance(seen, _core.PendingStep) or seen[0]:
+            kept["steps"] = before + 1
+        return lambda: before + sum(step.wait()[0] for step in earlier) + 1
+
     def _params(self) -> Iterator[tuple[int, int, Any, Any]]:
         """Yield all parameters: the group, the place in it, the name, the parameter."""
         for i, (group, names) in enumerate(zip(self.param_groups, self._names(), strict=True)):
             for j, (name, param) in enumerate(zip(names, group["params"], strict=True)):
                 yield i, j, name, param
+
+    def _check_whole(self, where: str) -> None:
+        """Refuse parameters of which this process has a part only.
+
+        Raises:
+            ValueError: for torch's DTensors.
+        """
+        for _, _, name, param in self._params():
+            if hasattr(param, "to_local"):
+                raise ValueError(
+                    f"{where}: params[{name!r}] is a DTensor, which torch.distributed.checkpoint saves and loads, by state_dict()"
+                )
 
     def _check_states(self, where: str) -> None:
         """Refuse states that no file has a place for.

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from gradstep import _core
+from gradstep.device_arrays import has_interface
 from gradstep.typing import Array, Arrays
 
 
 def _as_list(arrays: Any) -> list[Any]:
-    if hasattr(arrays, "__array_interface__") or hasattr(arrays, "__dlpack__") or not isinstance(arrays, Iterable):
+    if hasattr(arrays, "__array_interface__") or has_interface(arrays) or not isinstance(arrays, Iterable):
         return [arrays]
     return list(arrays)
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from gradstep import _core
+from gradstep import _core, device_arrays
 from gradstep.arrays import NumpyArrays
 from gradstep.averages import Average, HoldsAverages
 from gradstep.checkpoint import HoldsCheckpoints
+from gradstep.device_arrays import has_interface, is_on_device
 from gradstep.formats import AVERAGES, Array, arrays_of_state, check_state_dtype, numpy_dtype
 from gradstep.kernel import Kernel
 from gradstep.options import CONDITIONS, GROUP_OPTIONS, OPTIONS, call, check_no_arrays, check_weights, keep, make_conditions
@@ -29,7 +30,7 @@ _ARRAY, _LIST, _DICT = "array", "list", "dict"
 def _form_of(params: Any, where: str) -> str:
     if isinstance(params, Mapping):
         return _DICT
-    if isinstance(params, np.ndarray) or hasattr(params, "__dlpack__"):
+    if isinstance(params, np.ndarray) or has_interface(params):
         return _ARRAY
     if isinstance(params, Iterable) and not isinstance(params, (str, bytes, bytearray, memoryview)):
         return _LIST
@@ -149,15 +150,14 @@ class Optimizer(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, ABC):
         if self._work is not None:
             self._begin_writing()
         seen = self._plan.step(params, flat, keys, self.state, groups, self._make_state, conditions)
-        if seen is None or seen[0]:
-            self.steps += 1
-        return make_stats(self.steps + (not seen[0]), keys, seen) if stats and seen is not None else None
+        number = self._count(seen)
+        return make_stats(number, keys, seen) if stats and seen is not None else None
 
     def _kernel(self, group: Mapping[str, Any], grad_scale: float = 1.0, where: str | None = None) -> Kernel:
         name = where or type(self).__name__
         if len(group) > len(self.defaults) + 1:  # not only what the constructor has put there
             self._check_names(group, name)
-        settings = call(group, self.steps)
+        settings = call(group, lambda: self.steps)
         if self.on_nonfinite == "zero":
             settings = {**settings, "on_nonfinite": "zero"}
         try:
@@ -230,23 +230,31 @@ class Optimizer(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, ABC):
         return flat
 
     def _make_state(self, group: int, param: Any, names: list[str]) -> dict[str, Any]:
-        like, settings = np.asarray(param), self.param_groups[group]
+        on_device, settings = is_on_device(param), self.param_groups[group]
+        like = param if on_device else np.asarray(param)
         made: dict[str, Any] = {}
         for name in names:
             if name in NUMBERS:
-                made[name] = NUMBERS[name]
+                made[name] = device_arrays.number(NUMBERS[name], param) if on_device else NUMBERS[name]
                 continue
             fill = 0.0 if name in AVERAGES else self.initial_state(name, settings)
-            for part, array in arrays_of_state(name, settings, like.dtype.name, like.shape, fill).items():
+            dtype, shape = device_arrays.dtype_of(like), tuple(like.shape)
+            for part, array in arrays_of_state(name, settings, dtype, shape, fill).items():
                 made[part] = self._new_array(array, like)
         return made
 
-    def _new_array(self, array: Array, like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        made: np.ndarray[Any, Any] = self._empty(array.shape, array.dtype, like)
-        made[...] = like if math.isnan(array.fill) else array.fill
+    def _new_array(self, array: Array, like: Any) -> Any:
+        made = self._empty(array.shape, array.dtype, like)
+        fill = like if math.isnan(array.fill) else array.fill
+        if isinstance(made, np.ndarray):
+            made[...] = fill
+        else:
+            device_arrays.assign(made, fill)
         return made
 
     def _empty(self, shape: tuple[int, ...], dtype: str, param: Any) -> Any:
+        if is_on_device(param):
+            return self._place(device_arrays.empty(shape, dtype, param))
         if shape == np.shape(param):  # in the parameter's order in memory
             return self._place(np.empty_like(param, numpy_dtype(dtype), subok=False))
         return self._place(np.empty(shape, numpy_dtype(dtype)))
@@ -304,7 +312,7 @@ class Optimizer(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, ABC):
         if taken:
             raise ValueError(f"{where} has the name {taken[0]!r}, which another group has")
         for key, array in zip(keys, arrays, strict=True):
-            if not hasattr(array, "__array_interface__") and not hasattr(array, "__dlpack__"):
+            if not hasattr(array, "__array_interface__") and not has_interface(array):
                 raise TypeError(f"{type(self).__name__}: params[{key!r}] must be an array, got {type(array).__name__}")
         settings = {**self.defaults, **group, "params": arrays}
         self._check(settings, type(self).__name__)
@@ -359,7 +367,8 @@ class Optimizer(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, ABC):
             fresh_groups.append({**ours, **copy.deepcopy(settings)})
             for key, param in zip(keys, ours["params"], strict=True):
                 if key in states:
-                    fresh_state[key] = read_state(f"{where}: state[{key!r}]", states[key], np.asarray(param))
+                    like = param if is_on_device(param) else np.asarray(param)
+                    fresh_state[key] = read_state(f"{where}: state[{key!r}]", states[key], like)
         left = [key for key in states if key not in fresh_state]
         if left:
             raise ValueError(f"{where}: state has {left[0]!r}, the optimizer has no such parameter")
@@ -382,7 +391,10 @@ class Optimizer(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, ABC):
         return _core.Plan(f"{type(self).__name__}.step", _core.Face.numpy)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_plan"}
+        return {
+            **{name: value for name, value in self.__dict__.items() if name not in ("_plan", "_undecided")},
+            "steps": self.steps,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

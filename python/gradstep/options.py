@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, Literal, TypedDict
 
@@ -366,8 +366,9 @@ def _ordered(settings: Mapping[str, Any], name: str) -> tuple[float, float]:
     return low, high
 
 
-def call(settings: Mapping[str, Any], steps: int) -> Mapping[str, Any]:
+def call(settings: Mapping[str, Any], steps_done: Callable[[], int]) -> Mapping[str, Any]:
     """Return the settings with those that are callables called with the number of steps done."""
     if not any(map(callable, settings.values())):
         return settings
+    steps = steps_done()
     return {name: value(steps) if callable(value) else value for name, value in settings.items()}

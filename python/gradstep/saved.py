@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from gradstep import device_arrays
+from gradstep.device_arrays import assign, dtype_of, has_interface, is_on_device, to_host
 from gradstep.formats import FLOATS, compressed_arrays, scale_name
 
 NUMBERS: dict[str, int | float] = {"step": 0, "ema_count": 0, "swa_count": 0, "grad_norm_sq": 0.0}
@@ -29,8 +31,8 @@ def check_form(where: str, state_dict: Any) -> None:
         _check_list(f"{where}: param_groups[{i}]['params']", group["params"])
 
 
-def read_state(where: str, state: Any, param: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """Return a copy of the states of a parameter.
+def read_state(where: str, state: Any, param: Any) -> dict[str, Any]:
+    """Return a copy of the states of a parameter: of a NumPy array as such, of one on a device there.
 
     Raises:
         TypeError: if something is no dict or array.
@@ -38,34 +40,41 @@ def read_state(where: str, state: Any, param: np.ndarray[Any, Any]) -> dict[str,
     """
     _check_dict(where, state, "step")
     fresh: dict[str, Any] = {}
+    on_device = is_on_device(param)
     for name, value in state.items():
         what = f"{where}[{name!r}]"
         if name in NUMBERS:
-            fresh[name] = read_count(what, value) if isinstance(NUMBERS[name], int) else read_float(what, value)
+            number = read_count(what, value) if isinstance(NUMBERS[name], int) else read_float(what, value)
+            fresh[name] = device_arrays.number(number, param) if on_device else number
             continue
-        if not isinstance(value, (np.ndarray, np.generic)):
+        if not isinstance(value, (np.ndarray, np.generic)) and not has_interface(value):
             raise TypeError(f"{what} must be an array, got {type(value).__name__}")
         _check_array(what, name, value, state, param)
-        fresh[name] = np.empty_like(param, value.dtype, subok=False) if value.shape == param.shape else np.empty_like(value)
-        fresh[name][...] = value
+        if on_device:
+            fresh[name] = device_arrays.empty(tuple(value.shape), dtype_of(value), param)
+            assign(fresh[name], value)
+            continue
+        host = value if isinstance(value, np.generic) else to_host(value)
+        fresh[name] = np.empty_like(param, host.dtype, subok=False) if host.shape == param.shape else np.empty_like(host)
+        fresh[name][...] = host
     return fresh
 
 
 def _check_array(what: str, name: str, value: Any, state: Mapping[str, Any], param: np.ndarray[Any, Any]) -> None:
     """Refuse an array of a dtype or shape that no state of the parameter has."""
-    dtype = value.dtype.name
+    dtype, shape, of_param = dtype_of(value), tuple(value.shape), tuple(param.shape)
     if scale_name(name) in state or name.removesuffix("_scale") in state.keys() - {name}:
         expected = "float32" if name.endswith("_scale") else "uint8"
-        shapes = [array.shape for array in compressed_arrays(name.removesuffix("_scale"), param.size, name)]
+        shapes = [array.shape for array in compressed_arrays(name.removesuffix("_scale"), math.prod(of_param), name)]
         if dtype != expected:
             raise ValueError(f"{what} has dtype {dtype}, must be {expected}")
-        if value.shape not in shapes:
-            raise ValueError(f"{what} has shape {value.shape}, must have one of {', '.join(map(str, shapes))}")
+        if shape not in shapes:
+            raise ValueError(f"{what} has shape {shape}, must have one of {', '.join(map(str, shapes))}")
         return
-    if value.shape != param.shape:
-        raise ValueError(f"{what} has shape {value.shape}, its parameter has {param.shape}")
-    complex_one = param.dtype.kind == "c"
-    allowed = (param.dtype.name,) if complex_one else (*FLOATS, "int16") if name == "remainder" else FLOATS
+    if shape != of_param:
+        raise ValueError(f"{what} has shape {shape}, its parameter has {of_param}")
+    complex_one = dtype_of(param).startswith("complex")
+    allowed = (dtype_of(param),) if complex_one else (*FLOATS, "int16") if name == "remainder" else FLOATS
     if dtype not in allowed:
         raise ValueError(f"{what} has dtype {dtype}, must be {' or '.join(allowed)}")
 

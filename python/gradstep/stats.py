@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gradstep import _core
+
+
+class _Fetched:
+    """Base of what may still be on a device: the first look at a field waits for it and sets all of them."""
+
+    __slots__ = ("_fetch",)
+
+    def __getattr__(self, name: str) -> Any:  # of a field that is not set
+        if name.startswith("_") or name not in type(self).__dataclass_fields__:  # type: ignore[attr-defined]
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        for field, value in self._fetch().items():
+            object.__setattr__(self, field, value)
+        return object.__getattribute__(self, name)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
+class Stats(_Fetched):
     """Statistics of one step of one parameter. Norms are Euclidean, in double."""
 
     grad_norm: float
@@ -45,7 +60,10 @@ class Stats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepStats(Stats):
-    """Statistics of one step of all parameters together; those of each in `parameters`."""
+    """Statistics of one step of all parameters together; those of each in `parameters`.
+
+    Of a step on a device they are fetched by the first look at any of them, which waits for the step.
+    """
 
     step: int
     """Number of the call of `step`, from 1."""
@@ -80,17 +98,25 @@ class _EachParameter(Mapping[Hashable, Stats]):
         return repr(dict(self))
 
 
-def make_stats(step: int, keys: Sequence[Hashable], seen: Seen) -> StepStats:
+def make_stats(step: Callable[[], int], keys: Sequence[Hashable], seen: Seen | _core.PendingStep) -> StepStats:
     """Return the statistics of a step.
 
     Args:
-        step: number of the step.
+        step: returns the number of the step.
         keys: of all parameters, in order.
         seen: what the plan returned.
     """
+    if isinstance(seen, _core.PendingStep):
+        pending, stats = seen, object.__new__(StepStats)
+        object.__setattr__(stats, "_fetch", lambda: _all_fields(step, keys, pending.wait()))
+        return stats
+    return StepStats(**_all_fields(step, keys, seen))
+
+
+def _all_fields(step: Callable[[], int], keys: Sequence[Hashable], seen: Seen) -> dict[str, Any]:
     carried_out, together, each = seen
     parameters = _EachParameter({keys[numbers[0]]: numbers for numbers in each}, not carried_out)
-    return StepStats(**_fields(together, not carried_out), step=step, parameters=parameters)
+    return {**_fields(together, not carried_out), "step": step(), "parameters": parameters}
 
 
 def _fields(numbers: Numbers, skipped: bool) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def collect(optimizer: Holder, where: str) -> tuple[dict[str, Any], list[Tensor]
         TypeError: for what no file can hold.
         ValueError: for a state that belongs to none of the parameters.
     """
+    optimizer._check_whole(where)
     optimizer._check_states(where)
     plain = Plain()
     tensors: list[Tensor] = []

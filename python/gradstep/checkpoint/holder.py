@@ -66,6 +66,7 @@ class HoldsCheckpoints(Holder):
             settings = {name: value for name, value in (saved.defaults | saved.of_all).items() if name in taken}
             make: Any = cls
             optimizer: Self = make(params, **{**settings, **options})
+            optimizer._check_whole(where)
             saved.check_fit(optimizer, where)
             given = [names | options.keys() for names in own]
             saved.restore_settings(optimizer, options.keys(), given, where)

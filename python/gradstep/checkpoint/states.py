@@ -73,10 +73,17 @@ class _Reading:
         if scales:
             codes, numbers = numbers, arrays.flat("float32", math.prod(shape))
             _core.convert((numbers,), (codes, *scales), unsigned, where)
-        if len(self.made) == 1:
-            _core.convert((self.made[self._name],), (numbers.reshape(shape),), False, where)
+        targets = self.made
+        on_device = _core.device_of(self._param) >= 0
+        if on_device:  # converted here, and brought there
+            targets = {part: arrays.flat(dtype, math.prod(of_it)) for part, (dtype, of_it) in wanted.items()}
+        if len(targets) == 1:
+            target = targets[self._name]
+            _core.convert((target,), (numbers.reshape(target.shape),), False, where)
         else:
-            _core.convert(self._in_order(self.made), (numbers,), unsigned, where)
+            _core.convert(self._in_order(targets), (numbers,), unsigned, where)
+        for part, target in targets.items() if on_device else ():
+            arrays.copy(self.made[part], target)
 
     def _in_order(self, parts: Mapping[str, Any]) -> tuple[Any, Any]:
         return parts[self._name], parts[scale_name(self._name)]
@@ -104,7 +111,7 @@ def read_states(optimizer: Holder, saved: Saved, given: list[set[str]], where: s
         for label in theirs.states:
             if label in theirs.numbers:
                 number = theirs.numbers[label]
-                state[label] = optimizer._arrays.number(f"{where}: state[{name!r}][{label!r}]", label, number)
+                state[label] = optimizer._arrays.number(f"{where}: state[{name!r}][{label!r}]", label, number, param)
             elif label.removesuffix("_scale") == label or label.removesuffix("_scale") not in theirs.arrays:
                 parts = {part: theirs.arrays[part] for part in (label, scale_name(label)) if part in theirs.arrays}
                 wanted: Parts | None = parts

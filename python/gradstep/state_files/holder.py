@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from gradstep import _core
 from gradstep.checkpoint.plain import Plain, decode
 from gradstep.checkpoint.tensor_file import is_storable, itemsize
 from gradstep.files import PathLike
@@ -103,6 +104,8 @@ class HoldsStateFiles(Holder):
             RuntimeError: if another optimizer has the folder.
             ValueError: if something else lies there, or states that do not fit.
         """
+        for _, _, name, param in self._params():
+            self._check_place(f"{where}: params[{name!r}]", param)
         opened = Folder(folder, where)
         try:
             if new and not opened.is_new:
@@ -119,6 +122,15 @@ class HoldsStateFiles(Holder):
             self._work = None
             (opened.delete if opened.is_new else opened.close)()
             raise
+
+    def _check_place(self, what: str, param: Any) -> None:
+        if hasattr(param, "to_local"):
+            raise ValueError(f"{what} is a DTensor: state_dir is for tensors that are whole")
+        device = _core.device_of(param)
+        if device >= 0:
+            raise ValueError(
+                f"{what} is on cuda:{device}: state_dir keeps states in files, which are for parameters in CPU memory"
+            )
 
     def _discard_state_dir(self) -> None:
         if self._work is not None:
@@ -161,7 +173,7 @@ class HoldsStateFiles(Holder):
             for label, of_it in record["state"].items():
                 if "number" in of_it:
                     what = f"{type(self).__name__}: state[{name!r}][{label!r}]"
-                    state[label] = self._arrays.number(what, label, decode(of_it["number"], []))
+                    state[label] = self._arrays.number(what, label, decode(of_it["number"], []), param)
                 elif "file" not in of_it:
                     state[label] = self._empty(tuple(of_it["shape"]), of_it["dtype"], param)
                 else:
@@ -200,6 +212,7 @@ class HoldsStateFiles(Holder):
         dtype, shape = arrays.dtype_of(array), arrays.shape_of(array)
         if work is None or math.prod(shape) == 0:
             return array
+        self._check_place(f"{type(self).__name__}: a parameter", array)
         file = work.folder.create(math.prod(shape) * itemsize(dtype))
         return self._array_in(work, _Placed(file, dtype, shape, arrays.strides_of(array)))
 

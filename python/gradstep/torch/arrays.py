@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gradstep import _core
 from gradstep.files import Bytes
 from gradstep.saved import NUMBERS, read_count, read_float
 
@@ -63,10 +64,15 @@ class TorchArrays:
         array: np.ndarray[Any, Any] = np.ndarray(shape, _CARRIERS.get(dtype, dtype), memory, strides=strides)
         return torch.from_numpy(array).view(getattr(torch, dtype))
 
-    def number(self, what: str, name: str, value: Any) -> Any:
-        """Return step counts as a tensor of float64, other counts as int, norms as float, others as they are."""
-        if name == "step":
-            return torch.tensor(read_count(what, value), dtype=torch.float64)
+    def number(self, what: str, name: str, value: Any, param: torch.Tensor) -> Any:
+        """Return step counts as a tensor of float64, other counts as int, norms as float, others as they are.
+
+        Of a parameter on a device all of these numbers are tensors beside it.
+        """
         if name not in NUMBERS:
             return value
-        return read_count(what, value) if isinstance(NUMBERS[name], int) else read_float(what, value)
+        read = read_count(what, value) if isinstance(NUMBERS[name], int) else read_float(what, value)
+        on_device = _core.device_of(param) >= 0
+        if name == "step" or on_device:
+            return torch.tensor(read, dtype=torch.float64, device=param.device if on_device else "cpu")
+        return read

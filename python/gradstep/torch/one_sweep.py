@@ -37,11 +37,8 @@ _MISPLACED = _OF_ALL.keys() | {"state_dir"}
 # What torch.amp.GradScaler leaves on an optimizer for the length of a step.
 _OF_SCALER = frozenset({"grad_scale", "found_inf"})
 
-# Choices of torch that this engine has nothing to set against: it runs no autograd and no CUDA graph.
-_REFUSED = {
-    "capturable": "no CUDA graph can capture a step on the CPU",
-    "differentiable": "the step runs outside autograd",
-}
+_WITH_CUDA = hasattr(torch._C, "_cuda_isCurrentStreamCapturing")
+"""Whether this torch can record CUDA graphs at all."""
 
 
 class OneSweep(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, Optimizer):
@@ -52,8 +49,11 @@ class OneSweep(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, Optimizer):
     attributes. All may be edited between steps.
 
     The choices `foreach` and `fused` are accepted and change nothing: they name ways to run the same update, and there is one way
-    here. `capturable` and `differentiable` are refused. Gradients that are sparse are left to the torch class, whole steps with
-    such a gradient at a time: its step is right, or raises its error.
+    here. `differentiable` is refused, and so is `capturable` for parameters in CPU memory. Gradients that are sparse are left to the
+    torch class, whole steps with such a gradient at a time: its step is right, or raises its error.
+
+    Parameters may be on CUDA devices, also on several, and in CPU memory beside (docs/gpu.md). Their counts are on the device too, and
+    so may `lr` be: a tensor there is read by the step, and not by the host. `torch.distributed`'s DTensors are updated part by part.
     """
 
     rule: ClassVar[type[Rule]]
@@ -68,8 +68,6 @@ class OneSweep(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, Optimizer):
     clip_norm: float | None = None
     on_nonfinite: str = "propagate"
     zeroes_grad: bool = False
-    steps: int = 0
-    """Number of steps so far."""
     _options: Mapping[str, Any] = MappingProxyType({})  # of groups that do not say otherwise
 
     # torch.amp.GradScaler leaves `grad_scale` and `found_inf` here for a step that unscales for itself.
@@ -161,6 +159,7 @@ class OneSweep(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, Optimizer):
         for group, options in zip(self.param_groups, before, strict=True):
             for name, value in options.items():
                 group.setdefault(name, value)
+        _settle_numbers(self)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in (*_OF_ALL.values(), "steps", "_options")}
@@ -219,9 +218,14 @@ class OneSweep(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, Optimizer):
 
     def _make_state(self, group: int, param: torch.Tensor, names: list[str]) -> dict[str, Any]:
         fresh: dict[str, Any] = {}
+        on_device = _core.device_of(param) >= 0
+        if on_device and _WITH_CUDA and _is_capturing():
+            raise RuntimeError(
+                f"{type(self).__name__}.step: states are made by the first step, which has to come before a CUDA graph is captured"
+            )
         for name in names:
-            if name == "step":
-                fresh[name] = torch.zeros((), dtype=torch.float64)
+            if name == "step" or (on_device and name in NUMBERS):
+                fresh[name] = torch.zeros((), dtype=torch.float64, device=param.device if on_device else "cpu")
             elif name in NUMBERS:  # Python's, which torch saves and loads as they are; tensors it would round
                 fresh[name] = NUMBERS[name]
             else:
@@ -238,6 +242,8 @@ class OneSweep(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, Optimizer):
 
     def _empty(self, shape: tuple[int, ...], dtype: str, param: torch.Tensor) -> Any:
         kind = getattr(torch, dtype)
+        if hasattr(param, "to_local") and shape != tuple(param.shape):
+            raise ValueError(f"{type(self).__name__}: a DTensor's states can't be compressed: state_dtype must be of floats")
         if shape == tuple(param.shape):  # in the parameter's order in memory
             like = torch.empty_like(param, dtype=kind, requires_grad=False, memory_format=torch.preserve_format)
             return self._place(like)
@@ -245,9 +251,12 @@ class OneSweep(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, Optimizer):
 
 
 def _kernel(optimizer: OneSweep, group: Mapping[str, Any], grad_scale: float = 1.0) -> Kernel:
-    for name, reason in _REFUSED.items():
-        if group.get(name):
-            raise ValueError(f"{type(optimizer).__name__}: {name}=True is not supported: {reason}")
+    if group.get("differentiable"):
+        raise ValueError(f"{type(optimizer).__name__}: differentiable=True is not supported: the step runs outside autograd")
+    if group.get("capturable") and -1 in _core.devices_of(group["params"]):
+        raise ValueError(
+            f"{type(optimizer).__name__}: capturable=True is not supported: no CUDA graph can capture a step on the CPU"
+        )
     rule = optimizer.rule_of(group)
     if not _MISPLACED.isdisjoint(group):
         misplaced = min(_MISPLACED & group.keys())
@@ -269,12 +278,26 @@ def _check(optimizer: OneSweep, group: Mapping[str, Any]) -> None:
     plan.step([], None, [], {}, [(0, _kernel(optimizer, group))], optimizer._make_state)
 
 
+def _settle_numbers(optimizer: OneSweep) -> None:
+    """Bring the numbers beside states to where they count: in double, beside parameters on a device on the device.
+
+    torch's counts are float32, which ends at 2^24 steps; a double goes on to 2^53, and torch loads it as well.
+    """
+    for param, state in optimizer.state.items():
+        numbers = [name for name in NUMBERS if name in state]
+        if not numbers or not isinstance(param, torch.Tensor):
+            continue
+        on_device = _core.device_of(param) >= 0
+        for name in numbers:
+            value = state[name]
+            if isinstance(value, torch.Tensor):
+                state[name] = value.to(param.device if on_device else "cpu", torch.float64)
+            elif on_device and isinstance(value, (int, float)):
+                state[name] = torch.tensor(value, dtype=torch.float64, device=param.device)
+
+
 def _new_plan(optimizer: OneSweep) -> _core.Plan:
-    # torch's counts are float32, which ends at 2^24 steps; a double goes on to 2^53, and torch loads it as well.
-    for state in optimizer.state.values():
-        step = state.get("step")
-        if isinstance(step, torch.Tensor) and step.dtype != torch.float64:
-            state["step"] = step.to("cpu", torch.float64)
+    _settle_numbers(optimizer)
     return _core.Plan(f"{type(optimizer).__name__}.step", _core.Face.torch, optimizer.counts_steps)
 
 
@@ -299,15 +322,20 @@ def _step(
         raise
     if not stats or seen is None:
         return loss
-    made = make_stats(optimizer.steps + (not seen[0]), _keys_of(optimizer), seen)
+    made = make_stats(seen[1], _keys_of(optimizer), seen[0])
     return made if closure is None else (loss, made)
 
 
-def _carry_out(optimizer: OneSweep, grads: Sources | None, grad_scale: float, stats: bool) -> Seen | None:
+def _carry_out(
+    optimizer: OneSweep, grads: Sources | None, grad_scale: float, stats: bool
+) -> tuple[Seen | _core.PendingStep, Callable[[], int]] | None:
+    """Take a step. Return what the plan saw of it, if anything, and what tells the number of the call."""
     loss_scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)  # of GradScaler
-    if loss_scale is not None:
-        grad_scale = float(grad_scale) / float(loss_scale)
-    overflow = found_inf is not None and float(found_inf) != 0
+    scaler, overflow = None, False
+    if loss_scale is not None or found_inf is not None:
+        scaler = _scaler_of(optimizer, loss_scale, found_inf)
+        if scaler is None:
+            grad_scale, overflow = _read_scaler(grad_scale, loss_scale, found_inf)
     if overflow and not stats:
         if optimizer.zeroes_grad:
             optimizer.zero_grad(set_to_none=False)
@@ -315,6 +343,9 @@ def _carry_out(optimizer: OneSweep, grads: Sources | None, grad_scale: float, st
     if optimizer._plan is None:
         optimizer._plan = _new_plan(optimizer)
     param_groups = optimizer.param_groups
+    capturing = _WITH_CUDA and _is_capturing()
+    if capturing:
+        _check_capture(optimizer, stats)
     groups = [(len(group["params"]), _kernel(optimizer, group, grad_scale)) for group in param_groups]
     params = param_groups[0]["params"] if len(param_groups) == 1 else [p for group in param_groups for p in group["params"]]
     sources = weights = None
@@ -326,16 +357,64 @@ def _carry_out(optimizer: OneSweep, grads: Sources | None, grad_scale: float, st
     if optimizer._work is not None:
         optimizer._begin_writing()
     try:
-        seen = optimizer._plan.step(params, sources, params, optimizer.state, groups, optimizer._make_state, conditions)
+        seen = optimizer._plan.step(
+            params, sources, params, optimizer.state, groups, optimizer._make_state, conditions, scaler, not capturing
+        )
     except (TypeError, ValueError):
         alone = conditions is None and optimizer.on_nonfinite == "propagate"
         if not alone or not any(p.grad is not None and p.grad.layout != torch.strided for p in params):
             raise
+        if scaler is not None:
+            grad_scale, overflow = _read_scaler(grad_scale, loss_scale, found_inf)
+        if overflow:
+            return None
         _torch_step(optimizer, grad_scale)
         seen = None
-    if seen is None or seen[0]:
-        optimizer.steps += 1
-    return seen
+    if capturing:  # which is no step yet
+        return None
+    number = optimizer._count(seen)
+    return None if seen is None else (seen, number)
+
+
+def _is_capturing() -> bool:
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def _check_capture(optimizer: OneSweep, stats: bool) -> None:
+    """Refuse what a CUDA graph can't repeat."""
+    where = f"{type(optimizer).__name__}.step: a CUDA graph is being captured"
+    if not all(group.get("capturable", True) for group in optimizer.param_groups):
+        raise RuntimeError(f"{where}, and capturable=False: make the optimizer with capturable=True")
+    if stats or optimizer.on_nonfinite == "raise":
+        what = "stats" if stats else "on_nonfinite='raise'"
+        raise RuntimeError(f"{where}, and {what} asks for what only a step that has been carried out can tell")
+
+
+def _read_scaler(grad_scale: float, loss_scale: Any, found_inf: Any) -> tuple[float, bool]:
+    """Return what gradients are to be multiplied by, and whether the step is to be left out, as GradScaler says."""
+    if loss_scale is not None:
+        grad_scale = float(grad_scale) / float(loss_scale)
+    return grad_scale, found_inf is not None and float(found_inf) != 0
+
+
+def _scaler_of(optimizer: OneSweep, loss_scale: Any, found_inf: Any) -> list[tuple[Any, Any]] | None:
+    """Return what GradScaler says, for each device as tensors on it; None where the host has to read it."""
+    given = [value for value in (loss_scale, found_inf) if value is not None]
+    if not all(isinstance(value, torch.Tensor) for value in given):
+        return None
+    if -1 in _core.devices_of(given):
+        return None
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    devices = _core.devices_of(params)
+    if -1 in devices:
+        return None
+    if len(devices) == 1 and devices == _core.devices_of(given):
+        return [(loss_scale, found_inf)]
+
+    def there(value: Any, place: torch.device) -> Any:
+        return None if value is None else value.to(place, non_blocking=True)
+
+    return [(there(loss_scale, place), there(found_inf, place)) for place in {param.device for param in params}]
 
 
 def _sources(optimizer: OneSweep, grads: Sources) -> tuple[list[list[torch.Tensor | None]], tuple[float, ...]]:
