@@ -6,6 +6,7 @@
 #include "cpu/isa.h"
 #include "cpu/pool.h"
 #include "cpu/run.h"
+#include "cuda/emulation.h"
 #include "python/alone.h"
 #include "python/array.h"
 #include "python/device.h"
@@ -57,6 +58,30 @@ void register_plan(py::module_& m) {
   m.def("swap", &swap, py::arg("ones"), py::arg("others"), py::arg("function"), "Exchange the elements of arrays, in place.");
 }
 
+// For tests: what the emulation of a GPU is to do, and what it was given.
+void register_emulation(py::module_& m) {
+  m.def(
+      "set_emulated_threads",
+      [](std::uint32_t n) {
+        if (n != 1 && (n == 0 || n % 32 != 0)) throw py::value_error("set_emulated_threads: takes 1 or a multiple of 32");
+        cuda::emulation().threads = n;
+      },
+      py::arg("n"), "Run the blocks of the emulated GPU on so many threads of the host: 1, or a multiple of 32. For tests.");
+  m.def(
+      "take_emulated",
+      [] {
+        static constexpr const char* kNames[] = {"prepare", "groups", "settle", "follow", "report", "sums", "update", "tiles"};
+        py::list launches;
+        for (const cuda::Launch& launch : cuda::emulation().launches) {
+          launches.append(py::make_tuple(kNames[static_cast<int>(launch.program)], launch.tasks, launch.shared));
+        }
+        cuda::emulation().launches.clear();
+        return py::make_tuple(launches, std::exchange(cuda::emulation().sent, 0));
+      },
+      "Return the launches (program, blocks or items, bytes of shared memory) and the bytes of tables sent, since the last "
+      "call.");
+}
+
 void register_config(py::module_& m) {
   m.def("isas", &cpu::isas);
   m.def("isa", [] { return std::string(cpu::isa()); });
@@ -84,4 +109,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   register_devices(m);
   register_plan(m);
   register_config(m);
+  register_emulation(m);
 }

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gradstep import config
+from gradstep import _core, config
 
 
 @pytest.fixture(autouse=True)
@@ -18,8 +18,22 @@ def _config_as_it_was() -> Iterator[None]:
     config.denormals = denormals
 
 
-@pytest.fixture(params=config.isas())
-def isa(request: pytest.FixtureRequest) -> str:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests on each instruction set; those of modules that say so on the engine of GPUs, too, as the host emulates it."""
+    if "isa" in metafunc.fixturenames:
+        on_gpu = getattr(metafunc.module, "RUNS_ON_GPU", False) and not metafunc.definition.get_closest_marker("on_the_host")
+        metafunc.parametrize("isa", [*config.isas(), *(["gpu"] if on_gpu else [])], indirect=True)
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set of this machine in turn, in use."""
-    config.set_isa(request.param)
-    return str(request.param)
+    if request.param != "gpu":
+        config.set_isa(request.param)
+        yield str(request.param)
+        return
+    _core.emulate_gpu(True)
+    _core.set_pretend_device(0)
+    yield "gpu"
+    _core.set_pretend_device(-1)
+    _core.emulate_gpu(False)

@@ -18,6 +18,8 @@ from .stage_cases import MANY, STAGES, case_of, make_optimizer
 from .test_layouts import LAYOUTS
 from .test_statistics import assert_stats, expected_of
 
+RUNS_ON_GPU = True
+
 CODES = [("q8", False), ("q8", True), ("q4", False), ("q4", True)]
 codes = pytest.mark.parametrize(("fmt", "unsigned"), CODES, ids=["q8 signed", "q8 unsigned", "q4 signed", "q4 unsigned"])
 SIZES = [*range(35), 63, 64, 65, 127, 128, 129, 255, 256, 257, 383, 511, 513, 1000, 4096, 4097, 40_003]
@@ -45,6 +47,7 @@ def wide_range(size: int, unsigned: bool, seed: int, low: float = -12, high: flo
 
 
 @codes
+@pytest.mark.on_the_host
 def test_codes_of_every_size(fmt: str, unsigned: bool, isa: str) -> None:
     for size in SIZES[2 if fmt == "q4" else 1 :]:
         x = gradients((size,), np.float32, size)
@@ -53,6 +56,7 @@ def test_codes_of_every_size(fmt: str, unsigned: bool, isa: str) -> None:
 
 
 @codes
+@pytest.mark.on_the_host
 def test_every_code_comes_back(fmt: str, unsigned: bool, isa: str) -> None:
     c = code_of(fmt, unsigned)
     for scale in (1.0, 0.7, 1e-20, 3e38):
@@ -64,6 +68,7 @@ def test_every_code_comes_back(fmt: str, unsigned: bool, isa: str) -> None:
 
 
 @codes
+@pytest.mark.on_the_host
 def test_ties_and_what_lies_beside_them(fmt: str, unsigned: bool, isa: str) -> None:
     c = code_of(fmt, unsigned)
     middles = (c.F[1:] + c.F[:-1]) / 2  # exact in float32
@@ -76,6 +81,7 @@ def test_ties_and_what_lies_beside_them(fmt: str, unsigned: bool, isa: str) -> N
 
 
 @codes
+@pytest.mark.on_the_host
 def test_errors_over_twelve_decades(fmt: str, unsigned: bool, isa: str) -> None:
     c, size = code_of(fmt, unsigned), 40_003
     for spread in (12, 1):
@@ -92,6 +98,7 @@ def test_errors_over_twelve_decades(fmt: str, unsigned: bool, isa: str) -> None:
 
 
 @codes
+@pytest.mark.on_the_host
 def test_a_blocks_largest_element_is_exact(fmt: str, unsigned: bool, isa: str) -> None:
     c = code_of(fmt, unsigned)
     x = np.abs(gradients((10 * c.block + 5,), np.float32, 3)) * (1 if unsigned else -1)
@@ -102,6 +109,7 @@ def test_a_blocks_largest_element_is_exact(fmt: str, unsigned: bool, isa: str) -
 
 
 @codes
+@pytest.mark.on_the_host
 def test_blocks_of_zeros(fmt: str, unsigned: bool, isa: str) -> None:
     block = code_of(fmt, unsigned).block
     x = np.zeros(5 * block + 3, np.float32)
@@ -116,6 +124,7 @@ def test_blocks_of_zeros(fmt: str, unsigned: bool, isa: str) -> None:
 
 @codes
 @pytest.mark.parametrize("scale", [3.4e38, 2.0**127, 2.0**125, 2.0**125 * (1 - 2.0**-24), 1e30, 1e-30, 2.0**-110, 2.0**-126])
+@pytest.mark.on_the_host
 def test_scales_of_any_size(fmt: str, unsigned: bool, scale: float, isa: str) -> None:
     """From the least normal number to the largest."""
     block = code_of(fmt, unsigned).block
@@ -135,6 +144,7 @@ def test_scales_of_any_size(fmt: str, unsigned: bool, scale: float, isa: str) ->
 
 
 @codes
+@pytest.mark.on_the_host
 def test_scales_under_the_least_normal_number_count_as_zero(fmt: str, unsigned: bool, isa: str) -> None:
     for denormals in ("flush", "keep"):
         config.denormals = denormals
@@ -145,6 +155,7 @@ def test_scales_under_the_least_normal_number_count_as_zero(fmt: str, unsigned: 
 
 @codes
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.on_the_host
 def test_blocks_with_what_is_not_finite(fmt: str, unsigned: bool, bad: float, isa: str) -> None:
     """All of the block is NaN, and no other."""
     block = code_of(fmt, unsigned).block
@@ -161,6 +172,7 @@ def test_blocks_with_what_is_not_finite(fmt: str, unsigned: bool, bad: float, is
         assert np.isfinite(pair[1]).tolist() == [b != at // block for b in range(4)]
 
 
+@pytest.mark.on_the_host
 def test_arrays_of_any_layout_are_read_in_the_order_of_c(isa: str) -> None:
     x = gradients((5, 67, 71), np.float32, 3)
     for name, place in LAYOUTS.items():

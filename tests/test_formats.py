@@ -19,6 +19,8 @@ from .stage_cases import case_of, make_optimizer
 from .stage_references import Stepper
 from .test_layouts import LAYOUTS
 
+RUNS_ON_GPU = True
+
 TRIPLES = list(itertools.product(FLOATS, FLOATS, FLOATS))
 
 
@@ -28,6 +30,7 @@ def every_number(fmt: str) -> Any:
 
 @short
 @pytest.mark.parametrize("wide", ["float32", "float64"])
+@pytest.mark.on_the_host
 def test_every_number_is_decoded_exactly(fmt: str, wide: str, isa: str) -> None:
     for denormals in ("flush", "keep") if fmt == "float16" else ("keep",):
         config.denormals = denormals
@@ -38,6 +41,7 @@ def test_every_number_is_decoded_exactly(fmt: str, wide: str, isa: str) -> None:
 
 @short
 @pytest.mark.parametrize("wide", ["float32", "float64"])
+@pytest.mark.on_the_host
 def test_every_number_and_all_between_are_encoded(fmt: str, wide: str, isa: str) -> None:
     """Numbers of 16 bits, the middles between neighbours, and what lies next to both."""
     numbers = rounded(every_number(fmt), np.float64)
@@ -63,6 +67,7 @@ def test_every_number_and_all_between_are_encoded(fmt: str, wide: str, isa: str)
     assert np.isnan(target).sum() > 100
 
 
+@pytest.mark.on_the_host
 def test_ties_go_to_even_and_what_is_too_large_to_infinity(isa: str) -> None:
     """The same in numbers that one can check by hand."""
     by_hand = {
@@ -96,6 +101,7 @@ def test_ties_go_to_even_and_what_is_too_large_to_infinity(isa: str) -> None:
 
 @pytest.mark.parametrize("source", FLOATS)
 @pytest.mark.parametrize("target", FLOATS)
+@pytest.mark.on_the_host
 def test_conversion_of_any_layout(source: str, target: str, isa: str) -> None:
     for size in (*range(68), 1025, 40_003):
         x = gradients((size,), FLOATS[source], size)
@@ -198,6 +204,7 @@ def test_subnormal_numbers_of_float16_count_while_denormals_are_flushed(isa: str
         assert (p != 0).all()
 
 
+@pytest.mark.on_the_host
 def test_subnormal_numbers_of_bfloat16_are_those_of_float32(isa: str) -> None:
     """Nothing while denormals are flushed, themselves while they are kept."""
     g = np.arange(1, 128, dtype=np.uint16).view(bfloat16)

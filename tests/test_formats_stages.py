@@ -32,6 +32,8 @@ from .stage_cases import MANY, STAGES, case_of, make_optimizer, settings_of
 from .test_layouts import LAYOUTS, Placed, placements
 from .test_statistics import assert_stats, expected_of
 
+RUNS_ON_GPU = True
+
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[Case, tuple[int, ...], list[str], list[Any], str, int]:

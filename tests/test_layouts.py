@@ -14,6 +14,8 @@ from gradstep import config
 from .cases import CASES, Case, gradients, parameters
 from .test_values import assert_same_bits, cases
 
+RUNS_ON_GPU = True
+
 ADAMW = next(case for case in CASES if case.name == "adamw")
 CANARY = 12345.678
 

@@ -15,6 +15,8 @@ from .cases import gradients
 from .test_layouts import LAYOUTS
 from .test_values import assert_same_bits, dtypes
 
+RUNS_ON_GPU = True
+
 SIZE = 100_003
 
 

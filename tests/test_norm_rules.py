@@ -18,6 +18,8 @@ from .stage_references import Stepper
 from .test_skip import digest
 from .test_values import assert_same_bits
 
+RUNS_ON_GPU = True
+
 LARGE = [(130, 1030), (1, 20_000), (70_001,), (5470, 3)]  # several leaves, blocks and chunks
 SIZES = [(size,) for size in (1, 31, 33, 1023, 1024, 1025, 16_384, 16_385)]
 

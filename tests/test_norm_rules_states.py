@@ -18,6 +18,8 @@ from .stage_cases import SHAPES, make_grads, make_optimizer, make_params, settin
 from .test_skip import digest
 from .test_values import assert_same_bits
 
+RUNS_ON_GPU = True
+
 
 @norm_cases
 @pytest.mark.parametrize("way", ["state_dict", "pickle", "deepcopy", "pickled state_dict"])

@@ -16,6 +16,8 @@ from .format_references import FLOATS, bfloat16, bits_of, draws, philox, rounded
 from .stage_cases import MANY, STAGES, case_of, make_optimizer
 from .test_layouts import LAYOUTS
 
+RUNS_ON_GPU = True
+
 MODES = [
     *itertools.product(("bfloat16",), ("stochastic", "kahan", "master", "split")),
     *itertools.product(("float16",), ("stochastic", "kahan", "master")),

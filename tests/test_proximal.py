@@ -10,6 +10,8 @@ import pytest
 
 import gradstep
 
+RUNS_ON_GPU = True
+
 RNG = np.random.default_rng(11)
 SAMPLES, FEATURES, TASKS = 120, 24, 3
 X = RNG.standard_normal((SAMPLES, FEATURES)) @ (np.eye(FEATURES) + 0.2 * RNG.standard_normal((FEATURES, FEATURES)))

@@ -17,6 +17,8 @@ from .cases import CASES, Case, gradients, parameters
 from .stage_cases import MANY, STAGES, case_of, make_grads, make_optimizer, step_arguments
 from .test_values import assert_same_bits, cases
 
+RUNS_ON_GPU = True
+
 SHAPES = [(33, 3), (1030,), (2, 3, 5, 5), (0, 3), (), (130, 139)]
 BAD = (np.nan, np.inf, -np.inf)
 CHANGING = {name: options for name, options in {**STAGES, **MANY}.items() if "on_nonfinite" not in options}

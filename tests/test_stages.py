@@ -29,6 +29,8 @@ from .stage_references import Stepper
 from .test_layouts import LAYOUTS
 from .test_values import assert_same_bits
 
+RUNS_ON_GPU = True
+
 LARGE = [
     (130, 1030),
     (1, 20_000),

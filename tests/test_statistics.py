@@ -19,6 +19,8 @@ from .stage_references import Stepper
 from .test_skip import digest
 from .test_values import assert_same_bits, cases
 
+RUNS_ON_GPU = True
+
 SHAPES = [(33, 3), (1030,), (2, 3, 5, 5), (0, 3), (), (1, 20_000), (130, 139)]
 COUNTS = ("grad_nans", "grad_infs", "grad_zeros", "size")
 

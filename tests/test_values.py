@@ -11,6 +11,8 @@ from gradstep import config
 
 from .cases import CASES, Case, gradients, parameters
 
+RUNS_ON_GPU = True
+
 SMALL = [*range(68), 1023, 1024, 1025, 4097]
 LARGE = [100_003, 1_000_003]  # several chunks; chunks get longer from 4 million elements on, see test_long_chunks
 STEPS = 3

@@ -103,7 +103,7 @@ class Driver {
   virtual void wait_for(int device, void* stream, void* other) = 0;
   virtual std::string describe(int device) = 0;
   // On which device memory lies, for arrays that do not say it.
-  virtual int device_of(const void* memory) { return static_cast<void>(memory), 0; }
+  virtual int device_of(const void* memory) = 0;
 };
 
 }  // namespace device

@@ -116,6 +116,7 @@ class EmulatedDriver : public device::Driver {
     return cuda::make_engine(std::make_unique<HostDevice>());
   }
   void wait_for(int, void*, void*) override {}
+  int device_of(const void*) override { return 0; }
   std::string describe(int device) override { return "emulated device " + std::to_string(device) + ", on the host"; }
 };
 

@@ -245,6 +245,13 @@ class CudaDriver : public device::Driver {
            std::to_string(properties.major) + "." + std::to_string(properties.minor) + ", driver for CUDA " + text_of(version);
   }
 
+  int device_of(const void* memory) override {
+    n_devices();
+    cudaPointerAttributes attributes;
+    check(cudaPointerGetAttributes(&attributes, memory), "cudaPointerGetAttributes");
+    return attributes.device;
+  }
+
  private:
   static std::string text_of(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
 
