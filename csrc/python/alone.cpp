@@ -24,14 +24,15 @@ class Batch {
            const std::vector<std::string>& names = {}) {
     names_.push_back(name);
     std::vector<View> views(objects.size());
+    std::size_t at = 0;
     try {
-      for (std::size_t k = 0; k < objects.size(); ++k) {
-        holds_.object(objects[k]);
-        read_host(objects[k], views[k], holds_, function_);
+      for (; at < objects.size(); ++at) {
+        holds_.object(objects[at]);
+        read_host(objects[at], views[at], holds_, function_);
       }
       entries_.emplace_back().update(views.data(), roles, objects.data());
     } catch (Problem& problem) {
-      refuse(name, problem);
+      refuse(names.empty() ? name : names[at], problem);
     } catch (OperandProblem& problem) {
       if (names.empty()) refuse(name, problem.problem);
       std::string& text = problem.problem.text;

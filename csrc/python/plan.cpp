@@ -464,7 +464,7 @@ void* as_stream(std::int64_t number) {
 }
 
 // What looks at a whole tensor, of which this process may have a part only; null: nothing.
-const char* looks_at_whole(const Settings& settings, const StepOptions& options, bool has_whole_rows) {
+const char* looks_at_whole(const Settings& settings, const StepOptions& options, bool has_rows, bool are_whole) {
   if (options.clips()) return "clip_norm";
   if (options.checks && !options.leave_out) return "on_nonfinite";
   if (options.stats) return "stats";
@@ -473,8 +473,8 @@ const char* looks_at_whole(const Settings& settings, const StepOptions& options,
   if (settings.trust_ratio) return "trust_ratio";
   if (settings.cautious) return "cautious";
   if (settings.draws()) return "what is drawn at random";
-  if (settings.agc != kNoLimit && !has_whole_rows) return "agc";
-  if (settings.wants_rows() && !has_whole_rows) return "a stage that goes by rows";
+  if (settings.agc != kNoLimit && !(has_rows && are_whole)) return "agc";
+  if (settings.wants_rows() && has_rows && !are_whole) return "a stage that goes by rows";
   return nullptr;
 }
 
@@ -499,13 +499,14 @@ void Plan::check_part(const Item& item) const {
     }
     if (!problem.empty()) refuse(item, operand_of(item, k), {PyExc_ValueError, problem});
   }
-  bool is_whole = true, has_whole_rows = views_[0].ndim - (views_[0].kind == 'c') >= 2;
+  bool is_whole = true, rows_are_whole = true;
   for (const py::handle placement : is_part ? py::tuple(placements) : py::tuple()) {
     if (placement.attr("is_replicate")().cast<bool>()) continue;
     is_whole = false;
-    has_whole_rows = has_whole_rows && placement.attr("is_shard")(0).cast<bool>();
+    rows_are_whole = rows_are_whole && placement.attr("is_shard")(0).cast<bool>();
   }
-  const char* what = is_whole ? nullptr : looks_at_whole(group_of(item).settings, *options_, has_whole_rows);
+  const bool has_rows = views_[0].ndim - (views_[0].kind == 'c') >= 2;
+  const char* what = is_whole ? nullptr : looks_at_whole(group_of(item).settings, *options_, has_rows, rows_are_whole);
   if (what) {
     refuse(item, 0, {PyExc_ValueError, "has the placements " + text(placements) + ": " + what + " takes whole tensors only"});
   }
