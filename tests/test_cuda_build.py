@@ -61,7 +61,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, s
 def test_no_multiplication_is_contracted_with_an_addition(name: str, compiled: dict[str, tuple[str, str]]) -> None:
     """In the code that the assembler gets, and none is left to its choice: each has its rounding."""
     code = compiled[name][0]
-    assert not re.findall(r"\bfma\.\S+", code)
+    fused = set(re.findall(r"\bfma\.\S+", code))
+    assert fused == ({"fma.rn.f64"} if name == "settle.cu" else set())  # asked for: what a product loses, in powers
     arithmetic = re.findall(r"\b(?:add|sub|mul|div|sqrt)\.\S*f(?:32|64)\b", code)
     assert all(".rn" in instruction for instruction in arithmetic), set(arithmetic)
     single = [instruction for instruction in arithmetic if instruction.endswith("f32")]

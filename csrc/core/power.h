@@ -27,11 +27,17 @@ GRADSTEP_HD TwoDoubles exact_sum(double a, double b) {
   return {sum, (a - (sum - of_b)) + (b - of_b)};
 }
 
+// The same of both ways to find it: the error of a product is a double.
 GRADSTEP_HD TwoDoubles exact_product(double a, double b) {
+  const double product = a * b;
+#if defined(__CUDA_ARCH__)
+  return {product, __fma_rn(a, b, -product)};
+#else
   constexpr double kSplitter = 134217729;  // 2^27 + 1
-  const double product = a * b, ca = kSplitter * a, cb = kSplitter * b;
+  const double ca = kSplitter * a, cb = kSplitter * b;
   const double a_high = ca - (ca - a), a_low = a - a_high, b_high = cb - (cb - b), b_low = b - b_high;
   return {product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low};
+#endif
 }
 
 GRADSTEP_HD TwoDoubles operator+(TwoDoubles a, TwoDoubles b) {
