@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -495,6 +497,24 @@ def check_nothing_is_loaded() -> None:
 
 def test_nothing_of_cuda_is_loaded_before_it_is_needed() -> None:
     run_in_child(check_nothing_is_loaded)
+
+
+def test_info_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = {"cuda": "12.8", "architectures": "90-real"}
+    monkeypatch.setattr(cuda, "_load_extension", lambda: SimpleNamespace(build=build))
+    assert cuda._summary().startswith("12.8, for 90-real; cuda:0 is emulated")
+    monkeypatch.setattr(_core, "device_count", lambda: (_ for _ in ()).throw(RuntimeError("device_count: there is no driver")))
+    assert cuda._summary() == "12.8, for 90-real; there is no driver"
+    monkeypatch.setattr(cuda, "_load_extension", SimpleNamespace)
+    assert "build" in cuda._summary()
+
+
+def test_many_threads_may_wait() -> None:
+    opt = gradstep.AdamW(on(hosts()))
+    stats = [opt.step(on(grads_of(step)), stats=True) for step in range(1, 9)]
+    with ThreadPoolExecutor(8) as pool:
+        norms = [list(pool.map(lambda of_step: of_step.grad_norm, stats)) for _ in range(4)]
+    assert all(found == norms[0] for found in norms) and [of_step.step for of_step in stats] == list(range(1, 9))
 
 
 def test_a_driver_is_a_capsule_of_its_name() -> None:

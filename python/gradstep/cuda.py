@@ -106,8 +106,12 @@ def _load_driver() -> Any:
     Raises:
         RuntimeError: if this build has none, or it can't be loaded.
     """
+    return _load_extension().driver
+
+
+def _load_extension() -> Any:
     try:
-        extension: Any = importlib.import_module("gradstep._cuda")
+        return importlib.import_module("gradstep._cuda")
     except ModuleNotFoundError as error:
         if error.name != "gradstep._cuda":
             raise
@@ -116,7 +120,6 @@ def _load_driver() -> Any:
         ) from None
     except ImportError as error:
         raise RuntimeError(f"gradstep's CUDA extension can't be loaded: {error}") from None
-    return extension.driver
 
 
 def _streams(device: int, array: Any, devices: int) -> tuple[int, int]:
@@ -152,10 +155,11 @@ def _current_stream(device: int, array: Any) -> int:
 def _summary() -> str:
     """Return what there is, in a line."""
     try:
-        _load_driver()
+        build = _load_extension().build
+        built = f"{build['cuda']}, for {build['architectures']}"
     except Exception as error:  # noqa: BLE001 - whatever is broken, this only tells of it
-        return "no" if "has no CUDA" in str(error) else f"built; {error}"
+        return "no" if "has no CUDA" in str(error) else str(error)
     try:
-        return "; ".join(f"cuda:{i} {describe(i)}" for i in range(_core.device_count())) or "built; no device"
+        return "; ".join([built, *(f"cuda:{i} is {describe(i)}" for i in range(_core.device_count()))])
     except Exception as error:  # noqa: BLE001
-        return f"built; {error}"
+        return f"{built}; {str(error).removeprefix('device_count: ')}"

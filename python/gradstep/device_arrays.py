@@ -23,8 +23,9 @@ def is_on_device(array: Any) -> bool:
 
 def has_interface(value: Any) -> bool:
     """Return whether `value` is an array of another library than NumPy."""
+    # In this order: of a tensor that requires grad, torch has no CUDA array interface but an error.
     return not isinstance(value, (np.ndarray, np.generic)) and (
-        hasattr(value, "__cuda_array_interface__") or hasattr(value, "__dlpack__")
+        hasattr(value, "__dlpack__") or hasattr(value, "__cuda_array_interface__")
     )
 
 

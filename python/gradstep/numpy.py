@@ -119,7 +119,7 @@ class Optimizer(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, ABC):
             total_weight: what the weights of several gradients have to add up to, 1 for an average; None: anything.
 
         Returns:
-            The statistics, if asked for. None otherwise.
+            The statistics, if asked for; those of a step on a device are fetched when one of them is looked at. None otherwise.
 
         Raises:
             TypeError: for gradients that are no floating-point numbers.
@@ -127,6 +127,7 @@ class Optimizer(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, ABC):
                 settings out of range; for weights that are not finite, or do not add up to `total_weight`. Nothing has been
                 written then, and no state or step count has changed.
             FloatingPointError: with ``on_nonfinite="raise"``, for a gradient that is not finite. Nothing has changed then.
+            RuntimeError: for arrays on a device that there is no engine for, or that fails.
         """
         name = type(self).__name__
         weights = None

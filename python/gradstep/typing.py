@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[np.float32] | NDArray[np.float64] | Any
-"""A NumPy array, a torch tensor on the CPU, or anything with the buffer protocol or DLPack; float64, float32, float16 or bfloat16."""
+"""A NumPy array, a torch tensor, or anything with the buffer protocol, DLPack or ``__cuda_array_interface__``, in CPU memory or on a
+CUDA device; float64, float32, float16 or bfloat16."""
 
 Arrays: TypeAlias = Array | Sequence[Array]
 """One array, or a sequence of arrays."""

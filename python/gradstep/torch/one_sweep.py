@@ -114,7 +114,8 @@ class OneSweep(HoldsAverages, HoldsCheckpoints, HoldsStateFiles, Optimizer):
 
         Raises:
             TypeError, ValueError: for what can't be updated right, with the name of what is wrong. Nothing has been written then.
-            RuntimeError: torch's, for sparse gradients where the torch class does not take them.
+            RuntimeError: torch's, for sparse gradients where the torch class does not take them; for parameters on a device that there
+                is no engine for, or that fails; while a CUDA graph is captured, for what it can't repeat.
             FloatingPointError: with ``on_nonfinite="raise"``, for a gradient that is not finite. Nothing has changed then.
         """
         hooked = (
