@@ -78,6 +78,7 @@ _SCALE = {"grad_scale": 1 / 1024}
 _WHOLE = (
     Chain("full", "unscale, clip by the global norm, rule, average, zero", {"clip_norm": 1.0, "ema_decay": 0.999, "zero_grad": True}, _SCALE, 1),
     Chain("clip", "clip by the global norm, rule", {"clip_norm": 1.0}, {}, 1),
+    Chain("unscale-clip", "unscale, clip by the global norm, rule", {"clip_norm": 1.0}, _SCALE, 1),
     Chain("stats", "statistics", {}, {"stats": True}),
     Chain(
         "off",

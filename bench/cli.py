@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from . import machine
 from .cases import CASES
-from .contenders import LIMIT, Contender
+from .contenders import Contender
 from .formats import FLOAT32, FORMATS
-from .options import MisuseError, add_arguments, known_contenders, read
+from .options import MisuseError, add_arguments, known_contenders, place_of, read
 from .outcome import conclude, document
 from .plot import panels_of, plot
 from .problem import moved_bytes
@@ -34,12 +34,13 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     Raises:
         MisuseError: for options that make no sense.
     """
-    known = known_contenders(options)
+    place = place_of(options)
+    known = known_contenders(options, place)
     reporter = make_reporter()
     if options.list:
-        _list(known, reporter)
+        _list([place.limit, *known.values()], reporter)
         return 0
-    session = Session(read(options, known), reporter)
+    session = Session(read(options, known, place), reporter)
     busy = machine.busy_cores()
     if busy is not None and busy > 0.1 * (os.cpu_count() or 1):
         reporter.line(f"Other programs keep {busy:.1f} cores busy: figures will be rough, and OpenMP's threads suffer most.")
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         reporter.close()
     conclude(session, reporter)
     if options.json:
-        options.json.write_text(json.dumps(document(session, arguments, busy), indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(document(session, arguments, busy), indent=1, default=str) + "\n", encoding="utf-8")
         reporter.line(f"figures: {options.json}")
     if options.plot and panels_of(session.records):
         plot(session.records, machine.machine(), options.plot)
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     return status or (1 if session.failures else 0)
 
 
-def _list(known: Mapping[str, Contender], reporter: Reporter) -> None:
+def _list(known: Iterable[Contender], reporter: Reporter) -> None:
     reporter.line("rules")
     for rule in RULES.values():
         moved = moved_bytes(rule, ((1,),), FLOAT32)
@@ -80,6 +81,6 @@ def _list(known: Mapping[str, Contender], reporter: Reporter) -> None:
         name, tensors = case.name.replace(" ", ""), len(case.shapes)
         reporter.line(f"  {name:<12} {case.kind:<6} {tensors:>5} tensors {case.elements:>12,} elements")
     reporter.line("contenders")
-    for contender in (LIMIT, *known.values()):
-        missing = "" if contender.installed() else f" (not installed: pip install {contender.package})"
+    for contender in known:
+        missing = "" if contender.installed() else f" (not installed: {contender.where()})"
         reporter.line(f"  {contender.name:<26} {contender.about}{missing}")

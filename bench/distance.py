@@ -8,6 +8,7 @@ import numpy as np
 
 from .contenders import Contender
 from .formats import Format
+from .memory import HOST, Memory, as_numpy
 from .problem import Problem
 from .reference import Reference
 from .rules import Rule
@@ -37,24 +38,25 @@ class Distance:
         return self.rms / self.way
 
 
-def measure_distance(contender: Contender, rule: Rule, form: Format) -> Distance:
+def measure_distance(contender: Contender, rule: Rule, form: Format, memory: Memory = HOST) -> Distance:
     """Take `STEPS` steps with a rule's usual settings, and compare.
 
     Parameters are normal random numbers. So are the gradients: half of each is the same at all steps, half is new. The reference
     starts from the same parameters and sees the same gradients, as the format has rounded them.
     """
-    problem = Problem(rule, ((_ELEMENTS,),), form)
+    problem = Problem(rule, ((_ELEMENTS,),), form, memory)
     reference = Reference(contender, problem)
     run = contender.prepare(problem)
+    reference.warm_up(contender.warm_ups)
     contender.enter()
     draw = np.random.default_rng(0)
     constant = draw.standard_normal(_ELEMENTS)
-    for step in range(1, STEPS + 1):
-        problem.grads[0][...] = constant + draw.standard_normal(_ELEMENTS)
+    for step in range(contender.warm_ups + 1, STEPS + 1):
+        problem.set_grad(0, constant + draw.standard_normal(_ELEMENTS))
         run.refresh()
         reference.step(step)
         run.step()
         run.finish()
-    got, expected = run.params()[0].astype(np.float64), reference.params[0]
+    got, expected = as_numpy(run.params()[0]).astype(np.float64), reference.params[0]
     rms, way = (float(np.sqrt(np.mean(np.square(array)))) for array in (got - expected, expected - reference.start[0]))
     return Distance(contender.name, rule.name, form.name, STEPS, _ELEMENTS, rms, way)

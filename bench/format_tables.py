@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from .contenders import LIMIT
 from .distance import STEPS, Distance
 from .formats import FLOAT32, FORMATS
 from .records import Record
@@ -15,8 +14,8 @@ def time_table(records: Iterable[Record]) -> Table:
     """Return bytes and time of each case in another format, in units of those of gradstep in float32 throughout."""
     cases: dict[tuple[str, str], dict[str, Record]] = {}
     for record in records:
-        if not FORMATS[record.dtype].plain and record.contender != LIMIT.name:
-            key = (f"{record.label} {record.dtype}, {record.case}", str(record.threads))
+        if not FORMATS[record.dtype].plain and not record.is_limit:
+            key = (f"{record.label} {record.dtype}, {record.case}", str(record.threads) if record.device == "cpu" else "GPU")
             cases.setdefault(key, {})[record.contender] = record
     names = list(
         dict.fromkeys(record.contender for case in cases.values() for record in case.values() if not record.in_float32)

@@ -46,6 +46,14 @@ def adamw(
     return lr * (m / correction1 / (np.sqrt(v / correction2) + eps) + weight_decay * p), m, v
 
 
+def adamw_of_bitsandbytes(
+    p: Any, g: Any, m: Any, v: Any,
+    lr: Any, beta1: Any, rest1: Any, beta2: Any, rest2: Any, eps: Any, weight_decay: Any, correction1: Any, correction2: Any,
+) -> Any:  # fmt: skip
+    update, m, v = adamw(p, g, m, v, lr, beta1, rest1, beta2, rest2, eps, 0.0, correction1, correction2)
+    return update + lr * weight_decay * (p - update), m, v
+
+
 def amsgrad(
     p: Any, g: Any, m: Any, v: Any, w: Any,
     lr: Any, beta1: Any, rest1: Any, beta2: Any, rest2: Any, eps: Any, weight_decay: Any, correction1: Any, correction2: Any,

@@ -12,7 +12,9 @@ from typing import Any
 
 from gradstep import config
 
-_PACKAGES = ("gradstep", "numpy", "torch", "numba", "jax", "optax", "deepspeed", "pytorch_optimizer")
+_PACKAGES = (
+    "gradstep", "numpy", "torch", "triton", "numba", "jax", "optax", "deepspeed", "pytorch_optimizer", "apex", "bitsandbytes", "torchao",
+)  # fmt: skip
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -1,4 +1,4 @@
-"""Timing: blocks of calls, the contenders in turns, each beginning in quiet."""
+"""Timing: blocks of calls, the contenders in turns, each beginning in quiet; by the host's clock, or another."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import itertools
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from .contenders import Contender, Run
 
@@ -30,6 +32,8 @@ class Effort:
     """Seconds after which nothing new is begun, unless the user chose what to measure."""
     block: float = 0.002
     """Seconds that a block lasts at least."""
+    warm_up: float = 0.0
+    """Seconds of untimed calls before the first block: until the device runs at its full clock."""
 
     def blocks(self, seconds: float) -> int:
         """Return how many blocks to take, if one lasts for `seconds`."""
@@ -84,14 +88,48 @@ def time_block(run: Run, calls: int) -> float:
     return time.perf_counter() - start
 
 
-def _calls_for(run: Run, block: float) -> tuple[int, float]:
+class Times(NamedTuple):
+    """Of a block of steps."""
+
+    seconds: float
+    """That the steps take, without what comes before each."""
+    wall: float | None = None
+    """That pass on the host until all is done, if another clock is asked for the steps themselves."""
+
+
+class Clock(ABC):
+    """Times blocks of steps."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Wait until nothing that was started before disturbs a block."""
+
+    @abstractmethod
+    def block(self, run: Run, calls: int) -> Times:
+        """Return what `calls` steps take."""
+
+
+class HostClock(Clock):
+    """The clock of the host, for steps that are done when their call returns, or when `finish` does."""
+
+    def settle(self) -> None:
+        wait_for_quiet()
+
+    def block(self, run: Run, calls: int) -> Times:
+        return Times(time_block(run, calls))
+
+
+HOST_CLOCK = HostClock()
+
+
+def _calls_for(run: Run, block: float, clock: Clock) -> tuple[int, float]:
     """Return how many calls last for `block` seconds, and how long they do."""
     long = 5 * _LONG
     # The first call may have compiled something.
-    if time_block(run, 1) > long and (second := time_block(run, 1)) > long:
+    if clock.block(run, 1).seconds > long and (second := clock.block(run, 1).seconds) > long:
         return 1, second
     calls = 1
-    while (seconds := time_block(run, calls)) < block:
+    while (seconds := clock.block(run, calls).seconds) < block:
         calls = max(2 * calls, math.ceil(1.1 * calls * block / max(seconds, 1e-9)))
     return calls, seconds
 
@@ -104,18 +142,24 @@ class Blocks:
     """In a block."""
     seconds: list[float]
     """A call, for each block."""
+    wall: list[float] = field(default_factory=list)
+    """The same by the host's clock, if `seconds` are another's."""
 
 
-def alternate(runs: Mapping[Contender, Run], effort: Effort) -> dict[Contender, Blocks]:
+def alternate(runs: Mapping[Contender, Run], effort: Effort, clock: Clock = HOST_CLOCK) -> dict[Contender, Blocks]:
     """Time the runs in turns. Those whose calls take long get fewer blocks, spread evenly over the rounds."""
     enabled = gc.isenabled()
     gc.disable()
     try:
         blocks, wanted = {}, {}
+        passed = 0.0
         for contender, run in runs.items():
             contender.enter()
-            wait_for_quiet()
-            calls, seconds = _calls_for(run, effort.block)
+            clock.settle()
+            while passed < effort.warm_up:
+                times = clock.block(run, 10)
+                passed += max(times.seconds, times.wall or 0.0, 1e-6)
+            calls, seconds = _calls_for(run, effort.block, clock)
             blocks[contender] = Blocks(calls, [])
             wanted[contender] = effort.blocks(seconds)
         rounds = max(wanted.values(), default=0)
@@ -123,16 +167,19 @@ def alternate(runs: Mapping[Contender, Run], effort: Effort) -> dict[Contender, 
             for contender, run in runs.items():
                 if (i + 1) * wanted[contender] // rounds == i * wanted[contender] // rounds:
                     continue
-                _take_turn(contender, run, blocks[contender])
+                _take_turn(contender, run, blocks[contender], clock)
         return blocks
     finally:
         if enabled:
             gc.enable()
 
 
-def _take_turn(contender: Contender, run: Run, blocks: Blocks) -> None:
+def _take_turn(contender: Contender, run: Run, blocks: Blocks, clock: Clock) -> None:
     contender.enter()
-    wait_for_quiet()
+    clock.settle()
     if blocks.calls > 1 or not blocks.seconds or blocks.seconds[-1] < _LONG:
-        time_block(run, max(1, blocks.calls // 10))
-    blocks.seconds.append(time_block(run, blocks.calls) / blocks.calls)
+        clock.block(run, max(1, blocks.calls // 10))
+    seconds, wall = clock.block(run, blocks.calls)
+    blocks.seconds.append(seconds / blocks.calls)
+    if wall is not None:
+        blocks.wall.append(wall / blocks.calls)

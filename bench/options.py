@@ -7,23 +7,27 @@ import difflib
 import importlib.util
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from gradstep import config
 
 from .cases import KINDS, Case, named, one, parse_size
-from .contenders import Contender, contenders
+from .contenders import Contender
+from .cuda import Cuda
 from .formats import DTYPES, FLOAT32, FORMATS, Format
-from .measure import FULL, NORMAL, QUICK, Effort
-from .plan import Choice, Task, make_tasks
+from .measure import Effort
+from .places import Cpu, Place
+from .plan import Choice, Task
 from .rules import RULES, STEPS
 
 T = TypeVar("T")
 
 _PICTURES = (".png", ".svg", ".pdf")
 _SHORT = {"f32": DTYPES["float32"], "f64": DTYPES["float64"]}
+_PLACES: dict[str, type[Place]] = {place.device: place for place in (Cpu, Cuda)}
+_OF_CPU = ("threads", "isa", "plot")
 _FILTERS = ("rule", "chain", "dtype", "format", "size", "case", "threads", "contender", "isa")
 
 
@@ -45,17 +49,21 @@ class Order:
     effort: Effort
     longest: float
     """Seconds after which no task is begun."""
+    place: Place = field(default_factory=Cpu)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to `parser`."""
     parser.description = (
-        "Measure optimizer steps: gradstep's, and those of NumPy, numba, torch, DeepSpeed and optax where they are installed. "
+        "Measure optimizer steps: gradstep's, and those of NumPy, numba, torch, DeepSpeed and optax where they are installed; on a "
+        "GPU those of torch, apex, bitsandbytes and torchao. "
         "Options that take a list take it separated by commas."
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="fewer and smaller cases, shorter measurements: some seconds")
     add("--full", action="store_true", help="everything, or all of what other options leave open: up to an hour")
+    add("--device", choices=list(_PLACES), default="cpu", help="cpu, or cuda: torch's current GPU")
+    add("--seconds", metavar="N", type=float, help="begin nothing new after so many seconds")
     add("--rule", metavar="LIST", help=f"rules: {', '.join(RULES)}")
     add("--chain", metavar="LIST", help=f"whole steps, with what stands around the rule, see --list: {', '.join(_SHOWN)}")
     add("--dtype", metavar="LIST", help="float32 (f32), float64 (f64)")
@@ -71,34 +79,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--list", action="store_true", help="list rules, formats, cases and contenders, and measure nothing")
 
 
-def known_contenders(options: argparse.Namespace) -> dict[str, Contender]:
-    """Return all contenders, by name.
+def place_of(options: argparse.Namespace) -> Place:
+    """Return the device that is measured."""
+    return _PLACES[options.device]()
+
+
+def known_contenders(options: argparse.Namespace, place: Place) -> dict[str, Contender]:
+    """Return all contenders there, by name.
 
     Raises:
         MisuseError: for instruction sets that there are not.
     """
     names = {name: name for name in config.isas()}
-    return contenders(list(names) if options.isa == "all" else _pick(options.isa, "--isa", names) or [])
+    return place.contenders(list(names) if options.isa == "all" else _pick(options.isa, "--isa", names) or [])
 
 
-def read(options: argparse.Namespace, known: Mapping[str, Contender]) -> Order:
+def read(options: argparse.Namespace, known: Mapping[str, Contender], place: Place) -> Order:
     """Return what the options ask for.
 
     Raises:
-        MisuseError: if they make no sense.
+        MisuseError: if they make no sense, or the device is not there.
     """
     if options.quick and options.full:
         raise MisuseError("--quick and --full exclude each other")
     if options.format is not None and options.chain is not None:
         raise MisuseError("--format is for the steps of rules alone: leave --chain out")
-    effort = QUICK if options.quick else FULL if options.full else NORMAL
+    for name in _OF_CPU:
+        if not place.threaded and getattr(options, name) is not None:
+            raise MisuseError(f"--{name} is for the CPU: leave it out, or --device {place.device}")
+    if options.seconds is not None and not options.seconds > 0:
+        raise MisuseError(f"--seconds must be above 0, got {options.seconds:g}")
+    if reason := place.missing():
+        raise MisuseError(f"--device {place.device}: {reason}")
+    effort = place.quick if options.quick else place.full if options.full else place.normal
     filtered = any(getattr(options, name) is not None for name in _FILTERS)
     order = Order(
-        _tasks(options),
+        _tasks(options, place),
         _contenders(options.contender, known),
         patient=options.full or options.contender is not None,
         effort=effort,
-        longest=math.inf if filtered else effort.longest,
+        longest=options.seconds or (math.inf if filtered else effort.longest),
+        place=place,
     )
     _check_files(options, order.tasks)
     return order
@@ -141,7 +162,7 @@ def _thread_count(text: str) -> int:
     return int(text)
 
 
-def _tasks(options: argparse.Namespace) -> list[Task]:
+def _tasks(options: argparse.Namespace, place: Place) -> list[Task]:
     cases: list[Case] = [case for found in _each(options.case, "--case", named) for case in found]
     cases += [one(size) for size in _each(options.size, "--size", parse_size)]
     choice = Choice(
@@ -154,7 +175,7 @@ def _tasks(options: argparse.Namespace) -> list[Task]:
         quick=options.quick,
         full=options.full,
     )
-    return make_tasks(choice, config.num_threads())
+    return place.tasks(choice, config.num_threads())
 
 
 def _formats(text: str | None) -> list[Format] | None:
@@ -173,7 +194,7 @@ def _contenders(names: str | None, known: Mapping[str, Contender]) -> list[Conte
     chosen = [contender for contender in known.values() if contender.name in wanted or contender.face in faces]
     for contender in chosen:
         if not contender.installed():
-            raise MisuseError(f"contender {contender.name} is not installed: pip install {contender.package}")
+            raise MisuseError(f"contender {contender.name} is not installed: {contender.where()}")
     return chosen
 
 

@@ -28,6 +28,8 @@ def conclude(session: Session, reporter: Reporter) -> None:
         notes = dict.fromkeys((record.contender, record.note) for record in session.records if record.note)
         for contender, note in notes:
             reporter.line(f"* {contender}: {note}")
+    for note in session.notes:
+        reporter.line(note)
     for title, skips in (("FAILED", session.failures), ("left out", session.skips)):
         for (contender, reason), where in _grouped(skips).items():
             reporter.line(f"{title}: {contender + ', ' if contender else ''}{where}: {reason}")
@@ -55,10 +57,10 @@ def document(session: Session, arguments: Sequence[str], busy_cores: float | Non
     names = {(record.rule, record.chain) for record in session.records}
     measured = [task for task in session.order.tasks if (task.rule.name, task.rule.chain.name) in names]
     return {
-        "format": 2,
+        "format": 3,
         "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "gradstep", *arguments]),
-        "machine": machine.machine() | {"busy_cores": busy_cores},
+        "machine": machine.machine() | {"busy_cores": busy_cores} | session.order.place.describe(),
         "versions": machine.versions(),
         "config": machine.configuration(),
         "effort": dataclasses.asdict(session.order.effort),
@@ -67,6 +69,7 @@ def document(session: Session, arguments: Sequence[str], busy_cores: float | Non
         "chains": {task.rule.chain.name: _keywords(task.rule.chain) for task in measured if task.rule.chain},
         "records": [dataclasses.asdict(record) | {"spread": record.spread} for record in session.records],
         "distances": [dataclasses.asdict(distance) | {"share": distance.share} for distance in session.distances.values()],
+        "notes": session.notes,
         "failures": [dataclasses.asdict(skip) for skip in session.failures],
         "left_out": [dataclasses.asdict(skip) for skip in session.skips],
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .cases import CASES, MANY, MATRIX, Case, one
@@ -17,6 +18,12 @@ _QUICK_FORMAT_CASES = [one(100_000), one(1_000_000)]
 _FORMAT_CASES = [one(100_000), one(1_000_000), one(16_000_000), MANY[0]]
 _FULL_FORMAT_CASES = [one(1_000_000), one(48_000_000)]
 _FULL_RULE_CASES = [one(1_000), one(100_000), one(1_000_000), one(48_000_000)]
+
+# On a GPU: as large as most of its memory, larger than its caches, and where launching takes longer than running.
+_LARGEST, _LARGE = one(1_000_000_000), one(32_000_000)
+_QUICK_LARGE = one(4_000_000)
+_GPU_CHAIN = "unscale-clip"
+_GPU_FORMATS = [FORMATS[name] for name in ("bf16", "bf16-all", "q8")]
 
 
 @dataclass(frozen=True)
@@ -68,15 +75,9 @@ def make_tasks(choice: Choice, available_threads: int) -> list[Task]:
     cases = choice.cases or (CASES if choice.full else _QUICK_CASES if choice.quick else _NORMAL_CASES)
     first, *others = RULES.values()
     whole_cases = choice.cases or (_QUICK_WHOLE_CASES if choice.quick else _WHOLE_CASES)
-    if choice.formats:
-        forms = dict.fromkeys([*(choice.dtypes or ()), *choice.formats])
-        cases = choice.cases or (CASES if choice.full else _QUICK_FORMAT_CASES if choice.quick else _FORMAT_CASES)
-        return [Task(rule, form, case, threads) for rule in choice.rules or [first] for form in forms for case in cases]
-    if choice.chains:
-        steps = [step for name in choice.chains for step in whole_steps(name, choice.rules or [first])]
-        return [Task(step, dtype, case, threads) for step in steps for dtype in dtypes for case in whole_cases]
-    if choice.rules:
-        return [Task(rule, dtype, case, threads) for rule in choice.rules for dtype in dtypes for case in cases]
+    format_cases = choice.cases or (CASES if choice.full else _QUICK_FORMAT_CASES if choice.quick else _FORMAT_CASES)
+    if tasks := _chosen(choice, threads, dtypes, cases, whole_cases, format_cases):
+        return tasks
     tasks = [Task(first, dtype, case, threads) for dtype in dtypes for case in cases]
     if choice.cases and not choice.full:
         return tasks
@@ -91,3 +92,57 @@ def make_tasks(choice: Choice, available_threads: int) -> list[Task]:
     steps = [step for name in names for step in whole_steps(name, [first]) if step not in others]
     tasks += [Task(step, dtype, case, rule_threads) for step in steps for dtype in dtypes for case in whole_cases]
     return tasks + [Task(rule, dtype, case, rule_threads) for rule in others for dtype in dtypes for case in rule_cases]
+
+
+def make_cuda_tasks(choice: Choice) -> list[Task]:
+    """Return the tasks for a choice on a GPU.
+
+    An axis that was left open takes its usual values: AdamW, float32, one tensor of 10^9 elements and one of 32 million, and many
+    small ones; formats and chains the largest, and the chain many small ones too. Left open altogether, a chain and some formats
+    are added; with `full`, each rule, all chains and all formats. What matters most comes first.
+    """
+    threads = (1,)
+    dtypes = choice.dtypes or [FLOAT32]
+    largest, large = (_QUICK_LARGE, _QUICK_LARGE) if choice.quick else (_LARGEST, _LARGE)
+    cases = choice.cases or list(dict.fromkeys([largest, MANY[0], large, MANY[1]]))
+    whole_cases, format_cases = choice.cases or [largest, MANY[0]], choice.cases or [largest]
+    if tasks := _chosen(choice, threads, dtypes, cases, whole_cases, format_cases):
+        return tasks
+    first, *others = RULES.values()
+    names = ("all", "each") if choice.full else (_GPU_CHAIN,)
+    steps = [step for name in names for step in whole_steps(name, [first]) if step not in others]
+    stored = [form for form in FORMATS.values() if not form.plain] if choice.full else _GPU_FORMATS
+    ordered = [
+        *_product([first], dtypes, cases[:2]),
+        *_product(steps, dtypes, whole_cases),
+        *([] if choice.dtypes else _product([first], stored, format_cases)),
+        *_product([first], dtypes, cases[2:]),
+        *(_product(others, dtypes, choice.cases or [large, MANY[0]]) if choice.full else []),
+    ]
+    if choice.cases and not choice.full:
+        ordered = _product([first], dtypes, cases)
+    return [Task(rule, form, case, threads) for rule, form, case in ordered]
+
+
+def _chosen(
+    choice: Choice,
+    threads: tuple[int, ...],
+    dtypes: Sequence[Format],
+    cases: Sequence[Case],
+    whole_cases: Sequence[Case],
+    format_cases: Sequence[Case],
+) -> list[Task]:
+    """Return the tasks for what was chosen by rule, chain or format; none if nothing was."""
+    first = next(iter(RULES.values()))
+    rules = choice.rules or [first]
+    if choice.formats:
+        wanted = _product(rules, dict.fromkeys([*(choice.dtypes or ()), *choice.formats]), format_cases)
+    elif choice.chains:
+        wanted = _product([step for name in choice.chains for step in whole_steps(name, rules)], dtypes, whole_cases)
+    else:
+        wanted = _product(choice.rules or [], dtypes, cases)
+    return [Task(rule, form, case, threads) for rule, form, case in wanted]
+
+
+def _product(rules: Iterable[Rule], forms: Iterable[Format], cases: Iterable[Case]) -> list[tuple[Rule, Format, Case]]:
+    return list(itertools.product(rules, forms, cases))

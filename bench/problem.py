@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import copy
 import functools
-import itertools
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
-from gradstep.formats import numpy_dtype
 
 from .formats import FLOAT32, Format
-from .models import Shape, Shapes
+from .memory import HOST, Array, Memory
+from .models import Shapes
 from .rules import Rule
-
-Array = NDArray[Any]
-
-_ALIGNMENT = 64
 
 
 def stream_bytes(rule: Rule, shapes: Shapes, form: Format) -> list[int]:
@@ -53,24 +45,25 @@ def memory_available() -> float:
 
 
 class Problem:
-    """What a step works on. All tensors of one stream (parameters, gradients, a state) lie in one arena, aligned to 64 bytes."""
+    """What a step works on. All tensors of one stream (parameters, gradients, a state) lie in one arena, aligned."""
 
-    arenas: list[Array]
+    arenas: list[Any]
     """Memory as bytes: gradients, parameters, and what the rule alone keeps."""
-    state: list[dict[str, Array]]
+    state: list[dict[str, Any]]
     """All arrays beside each parameter."""
-    states: dict[str, list[Array]]
+    states: dict[str, list[Any]]
     """Those of the rule and of the chain, by name; of compressed ones the codes."""
 
-    def __init__(self, rule: Rule, shapes: Shapes, form: Format) -> None:
+    def __init__(self, rule: Rule, shapes: Shapes, form: Format, memory: Memory = HOST) -> None:
         self.rule = rule
         self.shapes = shapes
         self.form = form
-        kind = form.numpy
-        params, self.params = _placed([(shape, kind) for shape in shapes])
-        grads, self.grads = _placed([(shape, kind) for shape in shapes])
+        self.memory = memory
+        wanted = [(shape, form.dtype) for shape in shapes]
+        params, self.params = memory.placed(wanted)
+        grads, self.grads = memory.placed(wanted)
         self.arenas = [grads, params]
-        self._numbers = grads.view(kind), params.view(kind)
+        self._numbers = memory.view(grads, form.dtype), memory.view(params, form.dtype)
         self.fill_params()
         self.fill_grads(0)
         self.state = [{} for _ in shapes]
@@ -80,12 +73,12 @@ class Problem:
                 self.arenas.append(arena)
         self.states = {name: [state[name] for state in self.state] for name in rule.arrays}
 
-    def _add_state(self, name: str) -> Array:
+    def _add_state(self, name: str) -> Any:
         wanted = [
             (i, part, array) for i, shape in enumerate(self.shapes) for part, array in self.form.arrays(name, shape).items()
         ]
         wanted.sort(key=lambda one: one[1] != name)  # scales behind all codes
-        arena, arrays = _placed([(array.shape, numpy_dtype(array.dtype)) for _, _, array in wanted])
+        arena, arrays = self.memory.placed([(array.shape, array.dtype) for _, _, array in wanted])
         arena[...] = 0
         for (i, part, array), made in zip(wanted, arrays, strict=True):
             self.state[i][part] = made
@@ -96,17 +89,24 @@ class Problem:
     @functools.cached_property
     def in_float32(self) -> Problem:
         """A problem of the same rule and shapes in float32 throughout."""
-        return Problem(self.rule, self.shapes, FLOAT32)
+        return Problem(self.rule, self.shapes, FLOAT32, self.memory)
 
     def fill_params(self) -> None:
         """Set the parameters to normal random numbers."""
-        _repeat(_pattern(self._numbers[1], 1), self._numbers[1])
+        _repeat(self._pattern(1), self._numbers[1])
 
     def fill_grads(self, step: int) -> None:
         """Set the gradients to normal random numbers, others for each `step`."""
-        unit = self.form.numpy.type(self.rule.chain.grad_unit)
-        self._grad_pattern = unit * _pattern(self._numbers[0], 2 + step)
+        self._grad_pattern = self._pattern(2 + step, self.rule.chain.grad_unit)
         self.refill_grads()
+
+    def set_grad(self, i: int, numbers: Array) -> None:
+        """Set a gradient to numbers of the host."""
+        self.memory.write(self.grads[i], numbers, self.form.dtype)
+
+    def _pattern(self, seed: int, unit: float = 1.0) -> Any:
+        numbers = np.random.default_rng(seed).standard_normal(min(len(self._numbers[0]), self.memory.period))
+        return self.memory.adopt(unit * numbers, self.form.dtype)
 
     def refill_grads(self) -> None:
         """Set the gradients to what `fill_grads` made last."""
@@ -122,23 +122,7 @@ class Problem:
         return other
 
 
-def _placed(wanted: Sequence[tuple[Shape, np.dtype[Any]]]) -> tuple[Array, list[Array]]:
-    """Return memory for arrays of these shapes and dtypes, as bytes, and the arrays in it."""
-    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in wanted]
-    *begins, total = itertools.accumulate((-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes), initial=0)
-    memory = np.empty(total + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    arena = memory[start : start + total]
-    places = zip(wanted, sizes, begins, strict=True)
-    return arena, [arena[begin : begin + size].view(dtype).reshape(shape) for (shape, dtype), size, begin in places]
-
-
-def _pattern(arena: Array, seed: int) -> Array:
-    # Repeats after 2^18 numbers: speed depends on no value, and drawing as many as there are takes longer than measuring.
-    return np.random.default_rng(seed).standard_normal(min(arena.size, 1 << 18)).astype(arena.dtype)
-
-
-def _repeat(pattern: Array, arena: Array) -> None:
-    for begin in range(0, arena.size, pattern.size):
-        part = arena[begin : begin + pattern.size]
-        part[...] = pattern[: part.size]
+def _repeat(pattern: Any, numbers: Any) -> None:
+    for begin in range(0, len(numbers), len(pattern)):
+        part = numbers[begin : begin + len(pattern)]
+        part[...] = pattern[: len(part)]

@@ -148,7 +148,7 @@ _FIXED = {"norm": NORM, "lamb": RULES["lamb"]}
 STEPS: dict[str, tuple[str, ...]] = {
     **{name: (name,) for name in (*CHAINS, *_FIXED)},
     "each": EACH,
-    "all": ("full", "clip", "norm", "stats", "off", "lamb"),
+    "all": ("full", "clip", "unscale-clip", "norm", "stats", "off", "lamb"),
 }
 """What stands for which whole steps."""
 

@@ -13,13 +13,14 @@ from gradstep import config
 from gradstep.formats import check_state_dtype, numpy_dtype
 
 from .check import check
-from .contenders import LIMIT, Contender, Off, Run, Throughout, UnsupportedError
+from .contenders import Contender, Off, Run, Throughout, UnsupportedError
 from .distance import Distance, measure_distance
 from .formats import FLOAT32
 from .measure import alternate
+from .memory import HOST
 from .options import Order
 from .plan import Task
-from .problem import Problem, memory_available, memory_needed
+from .problem import Problem
 from .records import Record, make_records
 from .report import Reporter
 
@@ -45,6 +46,8 @@ class Session:
     reporter: Reporter
     records: list[Record] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What was measured otherwise than it was asked for."""
     failures: list[Skip] = field(default_factory=list)
     """Contenders that disagree with the formula, or broke down."""
     distances: dict[tuple[str, str, str], Distance] = field(default_factory=dict)
@@ -63,31 +66,43 @@ class Session:
                     reason = f"the {longest:g} seconds were over: choose it by options, or take --full"
                     self._skip(self.skips, "", task, reason, case=task.case.name)
                     continue
-                for records in self._measure_task(task, done, total):
+                for records in self._measure_task(self._fitted(task), done, total):
                     done += 1
                     self.records += records
                     self.reporter.show(records)
 
+    def _fitted(self, task: Task) -> Task:
+        fitted = self.order.place.fitted(task, self.order.contenders)
+        if fitted != task:
+            label = f"{task.rule.label} {task.form.name}, {task.case.name} elements"
+            note = f"{label}: reduced to {fitted.case.name}, for which the free memory has room"
+            self.notes.append(note)
+            self.reporter.line(note)
+        return fitted
+
     def _measure_task(self, task: Task, done: int, total: int) -> Iterator[list[Record]]:
         label = f"{task.rule.label} {task.form.name}, {task.case.name}"
         self.reporter.progress(label, done, total)
-        if reason := _obstacle(task):
+        if reason := _obstacle(task, self.order):
             self._skip(self.skips, "", task, reason, case=task.case.name)
             yield from ([] for _ in task.threads)
             return
         gc.collect()  # the last problem, should somebody's objects go round in circles
         gc.freeze()  # all that is loaded by now, so that the next time takes no time
-        problem = Problem(task.rule, task.case.shapes, task.form)
+        place = self.order.place
+        problem = Problem(task.rule, task.case.shapes, task.form, place.memory)
         runs = self._prepare(task, problem)
         for i, threads in enumerate(task.threads):
-            self.reporter.progress(f"{label}, {threads} thread{'s' * (threads > 1)}", done + i, total)
+            shown = f"{label}, {threads} thread{'s' * (threads > 1)}" if place.threaded else label
+            self.reporter.progress(shown, done + i, total)
             ready = {contender: run for contender, run in runs.items() if self._has_threads(contender, task, threads)}
             if task.rule.chain.writes_grads:
                 ready = {contender: run._replace(before=problem.refill_grads) for contender, run in ready.items()}
-            yield make_records(task, threads, alternate(ready, self.order.effort))
+            yield make_records(task, threads, alternate(ready, self.order.effort, place.clock), place.device)
 
     def _prepare(self, task: Task, problem: Problem) -> dict[Contender, Run]:
-        runs: dict[Contender, Run] = {LIMIT: LIMIT.prepare(problem)}
+        limit = self.order.place.limit
+        runs: dict[Contender, Run] = {limit: limit.prepare(problem)}
         for contender in self.order.contenders:
             if not self.order.patient and contender.slow_start(task.rule, task.case):
                 reason = "compiles for long: name it with --contender, or take --full"
@@ -115,7 +130,7 @@ class Session:
         key = (contender.name, task.rule.name, task.form.name)
         if key not in self.distances:
             try:
-                self.distances[key] = measure_distance(contender, task.rule, task.form)
+                self.distances[key] = measure_distance(contender, task.rule, task.form, self.order.place.memory)
             except Exception as error:  # whatever somebody else's code may raise
                 self._fail(contender, task, error)
 
@@ -124,7 +139,7 @@ class Session:
         if key not in self._verdicts:
             self._verdicts[key] = False
             try:
-                wrong = check(contender, task.rule, task.form)
+                wrong = check(contender, task.rule, task.form, self.order.place.memory)
             except UnsupportedError as reason:
                 self._skip(self.skips, contender.name, task, str(reason))
             except Exception as error:  # whatever somebody else's code may raise
@@ -136,6 +151,8 @@ class Session:
         return self._verdicts[key]
 
     def _has_threads(self, contender: Contender, task: Task, n: int) -> bool:
+        if not self.order.place.threaded:
+            return True
         try:
             contender.set_threads(n)
         except UnsupportedError as reason:
@@ -156,14 +173,16 @@ class Session:
             where.append(skip)
 
 
-def _obstacle(task: Task) -> str:
+def _obstacle(task: Task, order: Order) -> str:
     """Return why nobody can be measured in a case; empty if nothing stands against it."""
+    place = order.place
     try:
         check_state_dtype(task.form.state_dtype or None, task.rule.states)
-        numpy_dtype(task.form.dtype)
+        if place.memory is HOST:
+            numpy_dtype(task.form.dtype)
     except (ImportError, ValueError) as error:
         return str(error)
-    needed, available = memory_needed(task.rule, task.case.elements, task.form), memory_available()
+    needed, available = place.memory_needed(task, order.contenders), place.memory_available()
     return f"needs {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} are free" if needed > 0.9 * available else ""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from .contenders import LIMIT
 from .records import Record
 
 
@@ -28,8 +27,8 @@ def time_text(seconds: float) -> str:
     return f"{seconds * 1e9:.3g} ns"
 
 
-def _threads_text(n: int) -> str:
-    return f"{n} thread{'s' if n > 1 else ''}"
+def _threads_text(record: Record) -> str:
+    return f"{record.threads} thread{'s' if record.threads > 1 else ''}" if record.device == "cpu" else "GPU"
 
 
 def _ratio_text(ratio: float) -> str:
@@ -51,11 +50,13 @@ def case_table(records: Sequence[Record]) -> Table:
     moved = records[min(1, len(records) - 1)].bytes / first.elements  # of the first contender, behind the loop without math
     what = first.case if first.kind == "one" else f"{first.case}: {tensors}{first.elements:,}"
     rows = []
+    by_host = any(record.wall is not None for record in records)
     for record in records:
         rows.append(
             (
                 _name(record),
                 time_text(record.median),
+                *([time_text(record.wall or 0.0)] * by_host),
                 f"±{100 * record.spread:.0f}%",
                 f"{record.ns_per_parameter:.3g}",
                 f"{record.gb_per_s:.1f}",
@@ -64,8 +65,8 @@ def case_table(records: Sequence[Record]) -> Table:
             )
         )
     return Table(
-        f"{first.label}, {first.dtype}, {what} elements, {_threads_text(first.threads)}, {moved:.4g} bytes a parameter",
-        ("", "time a step", "spread", "ns/param", "GB/s", "of limit", "gradstep's gain"),
+        f"{first.label}, {first.dtype}, {what} elements, {_threads_text(first)}, {moved:.4g} bytes a parameter",
+        ("", "time a step", *(["by the host"] * by_host), "spread", "ns/param", "GB/s", "of limit", "gradstep's gain"),
         rows,
         frozenset(i for i, record in enumerate(records) if record.contender.startswith("gradstep")),
     )
@@ -73,12 +74,12 @@ def case_table(records: Sequence[Record]) -> Table:
 
 def summary_table(records: Iterable[Record]) -> Table:
     """Return for each case the share of the machine's bandwidth, and the speed-up over each contender."""
-    cases: dict[tuple[str, str, str, int], dict[str, Record]] = {}
+    cases: dict[tuple[str, str, str, str], dict[str, Record]] = {}
     for record in records:
-        key = (record.label, record.dtype, record.case, record.threads)
+        key = (record.label, record.dtype, record.case, str(record.threads) if record.device == "cpu" else "GPU")
         cases.setdefault(key, {})[record.contender] = record
     everyone = [record for case in cases.values() for record in case.values()]
-    shown = [record for record in everyone if record.contender != LIMIT.name and not record.in_float32]
+    shown = [record for record in everyone if not record.is_limit and not record.in_float32]
     ours = list(
         dict.fromkeys(record.contender for record in shown if record.contender.startswith("gradstep") and not record.peer)
     )
@@ -87,7 +88,7 @@ def summary_table(records: Iterable[Record]) -> Table:
     for (label, dtype, case, threads), by_name in cases.items():
         shares = [f"{100 * by_name[name].share_of_limit:.0f}%" if name in by_name else "" for name in ours]
         ratios = [_gain(by_name[name]) + "*" * bool(by_name[name].note) if name in by_name else "" for name in others]
-        rows.append((f"{label} {dtype}, {case}", str(threads), *shares, *ratios))
+        rows.append((f"{label} {dtype}, {case}", threads, *shares, *ratios))
     return Table(
         "Share of the limit that gradstep reaches, and how many times faster it is than others",
         ("", "threads", *ours, *others),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .problem import Array
+from .memory import Array
 from .rules import Rule
 
 

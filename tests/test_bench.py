@@ -33,9 +33,9 @@ def test_bench_writes_figures_and_a_picture(tmp_path, capsys):
     document = json.loads(figures.read_text())
     assert document.keys() == {
         "format", "date", "command", "machine", "versions", "config", "effort", "settings", "formats", "chains", "records",
-        "distances", "failures", "left_out",
+        "distances", "notes", "failures", "left_out",
     }  # fmt: skip
-    assert document["format"] == 2
+    assert document["format"] == 3
     assert document["command"].startswith("python -m gradstep bench --quick")
     assert document["machine"].keys() == {"processor", "architecture", "system", "cores", "caches", "memory", "busy_cores"}
     assert document["versions"]["gradstep"] == gradstep.__version__
@@ -49,8 +49,9 @@ def test_bench_writes_figures_and_a_picture(tmp_path, capsys):
     ]
     for record in document["records"]:
         assert record.keys() == {
-            "contender", "rule", "chain", "dtype", "case", "kind", "tensors", "elements", "threads", "note", "blocks", "calls",
-            "median", "quartiles", "range", "spread", "bytes", "ns_per_parameter", "gb_per_s", "share_of_limit", "peer", "speed_up",
+            "contender", "rule", "chain", "dtype", "case", "kind", "tensors", "elements", "device", "threads", "note", "blocks",
+            "calls", "median", "quartiles", "range", "wall", "spread", "bytes", "ns_per_parameter", "gb_per_s", "share_of_limit",
+            "peer", "speed_up",
         }  # fmt: skip
         assert (
             0 < record["range"][0] <= record["quartiles"][0] <= record["median"] <= record["quartiles"][1] <= record["range"][1]
@@ -152,7 +153,7 @@ def test_bench_shows_what_was_measured_when_it_is_interrupted(monkeypatch, capsy
 
 
 def test_bench_fails_if_a_contender_is_wrong(monkeypatch, capsys):
-    monkeypatch.setattr(session, "check", lambda contender, rule, form: "too wrong" if contender.name == "numpy" else None)
+    monkeypatch.setattr(session, "check", lambda contender, *_: "too wrong" if contender.name == "numpy" else None)
     assert run(*TINY) == 1
     assert "FAILED: numpy, adamw float32: disagrees with the formula, not timed: too wrong" in capsys.readouterr().out
 

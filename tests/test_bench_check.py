@@ -36,7 +36,21 @@ def test_compiled_contenders_agree_with_the_formula(name, rule):
     assert check(contender, RULES[rule], FLOAT32) is None
 
 
-_TORCH = {"full", "clip", "off", "norm", "lamb", "scale", "clip-value", "clip-tensor", "bounds", "ema", "swa", "zero"}
+_TORCH = {
+    "full",
+    "clip",
+    "unscale-clip",
+    "off",
+    "norm",
+    "lamb",
+    "scale",
+    "clip-value",
+    "clip-tensor",
+    "bounds",
+    "ema",
+    "swa",
+    "zero",
+}
 
 
 @pytest.mark.parametrize("dtype", plan.DTYPES.values(), ids=str)

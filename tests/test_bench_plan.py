@@ -45,7 +45,17 @@ def test_bytes_that_a_rule_moves():
 
 @pytest.mark.parametrize(
     ("name", "moved"),
-    [("full", 44), ("clip", 32), ("stats", 28), ("off", 28), ("norm", 4), ("lamb", 40), ("ema", 36), ("zero", 32)],
+    [
+        ("full", 44),
+        ("clip", 32),
+        ("unscale-clip", 32),
+        ("stats", 28),
+        ("off", 28),
+        ("norm", 4),
+        ("lamb", 40),
+        ("ema", 36),
+        ("zero", 32),
+    ],
 )
 def test_bytes_that_a_whole_step_moves(name, moved):
     assert problem.moved_bytes(whole(name), ((1000,),), FLOAT32) == 1000 * moved
@@ -123,7 +133,15 @@ def test_tasks_of_chosen_axes():
 def test_tasks_of_chains():
     tasks = plan.make_tasks(plan.Choice(chains=["all"]), 2)
     labels = [task.rule.label for task in tasks]
-    assert list(dict.fromkeys(labels)) == ["adamw full", "adamw clip", "norm", "adamw stats", "adamw off", "lamb"]
+    assert list(dict.fromkeys(labels)) == [
+        "adamw full",
+        "adamw clip",
+        "adamw unscale-clip",
+        "norm",
+        "adamw stats",
+        "adamw off",
+        "lamb",
+    ]
     assert {task.case.name for task in tasks} == {"8000 x 4000", "500 x 64x64"}
     assert {task.threads for task in tasks} == {(1, 2)}
     choice = plan.Choice(rules=[RULES["lion"], RULES["sgd"]], chains=["clip", "norm"], cases=[one(77)])

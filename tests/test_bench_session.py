@@ -7,7 +7,7 @@ import math
 import pytest
 
 from gradstep import config
-from gradstep.bench import plan, problem, session
+from gradstep.bench import places, plan, problem, session
 from gradstep.bench.cases import one
 from gradstep.bench.contenders import LIMIT, Contender, Off, Run, contenders
 from gradstep.bench.rules import RULES
@@ -61,7 +61,7 @@ def test_gradients_are_new_before_each_call(monkeypatch, capsys):
 
             return Run(step, lambda: problem.params)
 
-    monkeypatch.setattr(session, "check", lambda contender, rule, form: None)
+    monkeypatch.setattr(session, "check", lambda *_: None)
     measured([plan.Task(whole("zero"), FLOAT32, one(1000), (1,))], [Watching()])
     assert len(seen) > 2
     assert all(seen)
@@ -106,7 +106,7 @@ def test_session_leaves_the_configuration_as_it_was(capsys):
 
 
 def test_case_too_large_for_the_memory_is_left_out(monkeypatch, capsys):
-    monkeypatch.setattr(session, "memory_available", lambda: 1000.0)
+    monkeypatch.setattr(places, "memory_available", lambda: 1000.0)
     made = measured_with()
     assert not made.records
     assert "GB of memory" in made.skips[0].reason

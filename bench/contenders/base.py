@@ -11,7 +11,8 @@ import numpy as np
 
 from ..cases import Case
 from ..formats import Format
-from ..problem import Array, Problem
+from ..models import Shapes
+from ..problem import Problem, moved_bytes
 from ..rules import Rule
 
 
@@ -27,8 +28,8 @@ class Run(NamedTuple):
     """A contender on a problem, ready to step."""
 
     step: Callable[[], object]
-    params: Callable[[], list[Array]]
-    """Return the parameters as they are now."""
+    params: Callable[[], list[Any]]
+    """Return the parameters as they are now: arrays or tensors."""
     refresh: Callable[[], None] = _nothing
     """Take over the problem's gradients, which have changed."""
     finish: Callable[[], None] = _nothing
@@ -53,18 +54,28 @@ class Contender(ABC):
     """What has to be installed for it, by its name for pip and for import."""
     peer: str = "gradstep"
     """The face of gradstep that takes its place in a program."""
-    on_request: ClassVar[bool] = False
+    on_request: bool = False
     """Whether it is measured only when it is named."""
     whole: ClassVar[bool] = False
     """Whether it takes what stands around a rule."""
     stores: ClassVar[bool] = False
     """Whether it takes other formats than float32 and float64 throughout."""
+    slack: ClassVar[float] = 1.0
+    """How many times less exact than gradstep it may be in a format whose codes are its own."""
+    warm_ups: ClassVar[int] = 0
+    """How many steps `prepare` takes, each with the problem's gradients."""
     face: ClassVar[str] = ""
     """Which of gradstep's faces it is; empty: it is none."""
+    is_limit: ClassVar[bool] = False
+    """Whether it shows what the machine can do, and makes no step."""
 
     def installed(self) -> bool:
         """Return whether its package can be found. It is not imported."""
         return not self.package or importlib.util.find_spec(self.package) is not None
+
+    def where(self) -> str:
+        """Return where to get it."""
+        return f"pip install {self.package}"
 
     def slow_start(self, rule: Rule, case: Case) -> bool:
         """Return whether it compiles for so long that it is left out unless it is named or everything is asked for."""
@@ -77,6 +88,14 @@ class Contender(ABC):
     def form(self, asked: Format) -> Format:
         """Return the format of its arrays: the one asked for, or its own."""
         return asked
+
+    def moved_bytes(self, rule: Rule, shapes: Shapes, form: Format) -> int:
+        """Return the bytes that one of its steps has to move, at least."""
+        return moved_bytes(rule, shapes, self.form(form))
+
+    def own_bytes(self, form: Format) -> float:
+        """Return the bytes an element that it keeps for itself, beside the problem's arrays."""
+        return 0.0
 
     @abstractmethod
     def prepare(self, problem: Problem) -> Run:

@@ -13,7 +13,7 @@ from ..formats import Format
 from ..problem import Problem
 from ..rules import NORM, Rule
 from .base import Contender, Run, UnsupportedError, norm_run
-from .torch_arrays import adopt, tensors
+from .torch_arrays import adopt, capturable_option, tensors
 
 
 class Ours(Contender):
@@ -84,13 +84,19 @@ class TorchClass(Ours):
     package = "torch"
     whole = True
 
+    def __init__(self, isa: str | None = None, *, capturable: bool = False) -> None:
+        super().__init__(isa)
+        self._capturable = capturable
+
     def prepare(self, problem: Problem) -> Run:
         import gradstep.torch
 
         rule = problem.rule
         if rule.name == NORM.name:
             return norm_run(functools.partial(gradstep.global_norm, [param.grad for param in tensors(problem)]))
-        optimizer, _ = adopt(_find(gradstep.torch, rule), problem, **rule.chain.options, **problem.form.options)
+        kind = _find(gradstep.torch, rule)
+        options = {**rule.chain.options, **problem.form.options, **capturable_option(kind, self._capturable)}
+        optimizer, _ = adopt(kind, problem, **options)
         step = functools.partial(optimizer.step, **rule.chain.call) if rule.chain.call else optimizer.step
         return Run(step, lambda: problem.params)
 

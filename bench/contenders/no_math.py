@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from ..limit import loops
+from ..formats import Format
+from ..limit import limit_bytes, loops
+from ..models import Shapes
 from ..problem import Problem
+from ..rules import Rule
 from .base import Run
 from .gradstep_faces import Ours
 
@@ -12,10 +15,14 @@ class NoMath(Ours):
     """Reads and writes what the rule does and computes nothing."""
 
     about = "a loop over the same memory that computes nothing: the machine's limit"
+    is_limit = True
 
     def __init__(self) -> None:
         super().__init__()
         self.name = "no math"
+
+    def moved_bytes(self, rule: Rule, shapes: Shapes, form: Format) -> int:
+        return limit_bytes(rule, shapes, form)
 
     def prepare(self, problem: Problem) -> Run:
         first, *others = loops(problem)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..problem import Array, Problem
+from ..memory import Array
+from ..problem import Problem
 from ..rules import NORM, Rule
 from ..whole import whole_step
 from .base import Contender, Run, UnsupportedError, norm_run

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..cases import Case
-from ..problem import Array, Problem
+from ..memory import Array
+from ..problem import Problem
 from ..rules import NORM, Rule
 from .base import Contender, Run, UnsupportedError
 

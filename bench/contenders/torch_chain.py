@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..problem import Problem
 from .base import UnsupportedError
+from .torch_arrays import tensor
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +91,7 @@ def _average(problem: Problem, name: str, plain: list[Any], weight: Callable[[in
     """Return what torch's AveragedModel does in `update_parameters`."""
     import torch
 
-    averages = [torch.from_numpy(array) for array in problem.states[name]]
+    averages = [tensor(array) for array in problem.states[name]]
     count = 0
 
     def average() -> None:

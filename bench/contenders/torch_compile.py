@@ -1,13 +1,17 @@
-"""The whole step as one function that torch.compile turns into loops of C++: what torch can do, for those who write it so."""
+"""Steps that torch.compile turns into loops of C++, or kernels: one written for it, and torch.optim's own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..cases import Case
 from ..problem import Problem
+from ..rules import Rule
 from .base import Contender, Run, UnsupportedError
-from .torch_arrays import tensors
+from .torch_arrays import tensor, tensors
+from .torch_chain import Step
+from .torch_optim import TorchOptim
 
 if TYPE_CHECKING:
     import torch
@@ -20,11 +24,13 @@ class TorchCompile(Contender):
     """AdamW and LAMB, with scaling, clipping, averaging and zeroing around them."""
 
     name = "torch-compile"
-    about = "the whole step in a function compiled by torch (adamw and lamb); only when named"
     package = "torch"
     peer = "gradstep-torch"
-    on_request = True
     whole = True
+
+    def __init__(self, *, on_request: bool = True) -> None:
+        self.about = "the whole step in a function compiled by torch (adamw and lamb)" + "; only when named" * on_request
+        self.on_request = on_request
 
     def prepare(self, problem: Problem) -> Run:
         import torch
@@ -38,7 +44,7 @@ class TorchCompile(Contender):
             raise UnsupportedError(f"compiles for minutes: measured for up to {_MOST_TENSORS} tensors")
         params = tensors(problem)
         plain, grads = [param.detach() for param in params], [param.grad for param in params]
-        states = {name: [torch.from_numpy(array) for array in arrays] for name, arrays in problem.states.items()}
+        states = {name: [tensor(array) for array in arrays] for name, arrays in problem.states.items()}
         torch._dynamo.reset()  # of other shapes, for which one function is not compiled over and over
         compiled = torch.compile(_make_step(rule.name, rule.settings, rule.chain.active), dynamic=False)
         beta1, beta2 = rule.settings["betas"]
@@ -59,6 +65,29 @@ class TorchCompile(Contender):
         import torch
 
         torch.set_num_threads(n)
+
+
+class TorchCompileStep(TorchOptim):
+    """torch.optim's foreach step as it is, compiled; what stands around it is not."""
+
+    def __init__(self) -> None:
+        super().__init__("foreach", "torch.optim's foreach step, compiled by torch")
+        self.name = "torch-compile-step"
+
+    def slow_start(self, rule: Rule, case: Case) -> bool:
+        return len(case.shapes) > _MOST_TENSORS
+
+    def _rule(self, problem: Problem) -> tuple[Step, list[Any]]:
+        import torch
+
+        if not hasattr(torch.optim, problem.rule.optimizer):
+            raise UnsupportedError(f"torch has no {problem.rule.optimizer}")
+        step, params = super()._rule(problem)
+        torch._dynamo.reset()
+        return torch.compile(step, dynamic=False), params
+
+    def _norm(self, problem: Problem) -> Run:
+        raise UnsupportedError("torch has no optimizer that takes norms alone")
 
 
 def _make_step(rule: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> Callable[..., None]:

@@ -94,7 +94,7 @@ class _Fused(_Base):
         self.inner = torch.optim.AdamW(self.minus, fused=True, **settings)
         for minus, grad, m, v in zip(self.minus, self.grads, self.exp_avgs, self.exp_avg_sqs, strict=True):
             minus.grad = grad
-            self.inner.state[minus] = {"step": torch.tensor(0.0), "exp_avg": m, "exp_avg_sq": v}
+            self.inner.state[minus] = {"step": torch.zeros((), device=minus.device), "exp_avg": m, "exp_avg_sq": v}
         self.updates = [minus.detach() for minus in self.minus]
 
     def __call__(self) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 from ..problem import Problem
 from ..rules import NORM
 from .base import Contender, Run, UnsupportedError, norm_run
-from .torch_arrays import adopt, tensors
+from .torch_arrays import adopt, capturable_option, on_cuda, tensors
 from .torch_chain import Step, around
 from .torch_lamb import lamb_step
 
-_FUSED = ("Adagrad", "Adam", "AdamW", "SGD")
+_FUSED = {False: ("Adagrad", "Adam", "AdamW", "SGD"), True: ("Adam", "AdamW", "SGD")}
+"""On the CPU, on a GPU."""
 
 
 class TorchOptim(Contender):
@@ -22,10 +23,11 @@ class TorchOptim(Contender):
     whole = True
     stores = True
 
-    def __init__(self, kind: str, about: str) -> None:
+    def __init__(self, kind: str, about: str, *, capturable: bool = False) -> None:
         self.name = f"torch-{kind}"
         self.about = about
         self._kind = kind
+        self._capturable = capturable
 
     def prepare(self, problem: Problem) -> Run:
         if not problem.form.uniform:
@@ -43,10 +45,12 @@ class TorchOptim(Contender):
             return lamb_step(problem, self._kind)
         if not hasattr(torch.optim, name):
             raise UnsupportedError(f"torch has no {name}")
-        if self._kind == "fused" and name not in _FUSED:
+        fused = _FUSED[on_cuda(problem)]
+        if self._kind == "fused" and name not in fused:
             raise UnsupportedError(f"torch has no fused {name}")
-        choice = {"foreach": self._kind == "foreach"} | ({"fused": self._kind == "fused"} if name in _FUSED else {})
-        optimizer, params = adopt(getattr(torch.optim, name), problem, **choice)
+        choice = {"foreach": self._kind == "foreach"} | ({"fused": self._kind == "fused"} if name in fused else {})
+        kind = getattr(torch.optim, name)
+        optimizer, params = adopt(kind, problem, **choice, **capturable_option(kind, self._capturable))
         return optimizer.step, params
 
     def _norm(self, problem: Problem) -> Run:
