@@ -43,4 +43,16 @@ it: on average over a tensor, parameters may be off by some percent of the way, 
 What a format costs in precision shows after many steps, not after a few. So everyone's distance from float64 is measured as well:
 the root of its mean square after 200 steps with the usual settings, in units of that of the way there. Gradients are half signal,
 the same at all steps, and half noise; everyone, the reference included, gets them as the format has rounded them.
+
+On a GPU (``--device cuda``) four things differ, and the rest is the same code:
+
+* **The clock** is the device's: events around a block of steps, on the stream on which they are launched. Where launching takes longer
+  than running, as with many small tensors, that is the time of launching, and the host's processor matters. The time by the host's
+  clock stands beside it.
+* **The limit** is a copy, torch's ``copy_`` of 2 GiB on the device, bytes read and written, in the same turns. Steps on what fits the
+  device's cache may go beyond it.
+* **The memory** is one for all there as well: tensors, aligned as torch's allocator does it. bitsandbytes and torchao, which have codes
+  of their own, keep states of their own. One tensor that is too large for the free memory is reduced to what there is room for.
+* **Graphs**: a step that is captured once and replayed is a contender of its own, gradstep's and torch's, up to 64 million elements.
+  The steps that it takes before the capture count when it is checked.
 """

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from gradstep import cuda
+
 from . import contenders
 from .cases import one
 from .contenders import Contender, DeviceCopy, Run
@@ -47,8 +49,7 @@ class CudaClock(Clock):
         self._cuda.synchronize()
 
     def block(self, run: Run, calls: int) -> Times:
-        cuda = self._cuda
-        events = [cuda.Event(enable_timing=True) for _ in range(2)]
+        events = [self._cuda.Event(enable_timing=True) for _ in range(2)]
         if run.before is None:
             return self._time(run, calls, events)
         seconds = wall = 0.0
@@ -84,8 +85,10 @@ def missing() -> str:
         return f"torch {torch.__version__} is built without CUDA"
     if not torch.cuda.is_available():
         return f"torch {torch.__version__} finds no CUDA device, or no driver for one"
-    if importlib.util.find_spec("gradstep.cuda") is None or not importlib.import_module("gradstep.cuda").is_available():
-        return "gradstep is built without CUDA, or finds no device (python -m gradstep info tells more)"
+    try:
+        cuda.describe(torch.cuda.current_device())
+    except RuntimeError as reason:
+        return str(reason)
     return ""
 
 
@@ -177,6 +180,6 @@ class Cuda(Place):
                 "compute_capability": f"{properties.major}.{properties.minor}",
                 "cuda_runtime": torch.version.cuda,
                 "nvidia_smi": ask_smi(device=f"GPU-{uuid}" if uuid else "0"),
-                "gradstep": str(importlib.import_module("gradstep.cuda").describe(torch.cuda.current_device())),
+                "gradstep": cuda.describe(torch.cuda.current_device()),
             }
         }

@@ -72,6 +72,7 @@ class Session:
                     self.reporter.show(records)
 
     def _fitted(self, task: Task) -> Task:
+        gc.collect()  # the last problem, should somebody's objects go round in circles
         fitted = self.order.place.fitted(task, self.order.contenders)
         if fitted != task:
             label = f"{task.rule.label} {task.form.name}, {task.case.name} elements"
@@ -87,7 +88,6 @@ class Session:
             self._skip(self.skips, "", task, reason, case=task.case.name)
             yield from ([] for _ in task.threads)
             return
-        gc.collect()  # the last problem, should somebody's objects go round in circles
         gc.freeze()  # all that is loaded by now, so that the next time takes no time
         place = self.order.place
         problem = Problem(task.rule, task.case.shapes, task.form, place.memory)

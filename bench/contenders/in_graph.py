@@ -11,7 +11,6 @@ from ..rules import Rule
 from .base import Contender, Run, UnsupportedError
 
 _MOST_ELEMENTS = 64_000_000  # launching larger ones costs nothing that could be seen
-_ON_HOST = {"ema_decay", "swa", "lookahead", "noise", "stats", "on_nonfinite"}
 
 WARM_UPS = 3
 """Steps before the capture, as torch's documentation has it: they load kernels and make what is made once."""
@@ -42,6 +41,8 @@ class InGraph(Contender):
     whole = True
     stores = True
     warm_ups: ClassVar[int] = WARM_UPS
+    on_host: ClassVar[frozenset[str]]
+    """Options that need the host at each step."""
 
     def __init__(self, inner: Contender, name: str) -> None:
         self.name = name
@@ -51,8 +52,10 @@ class InGraph(Contender):
     def prepare(self, problem: Problem) -> Run:
         if sum(len(numbers.reshape(-1)) for numbers in problem.params) > _MOST_ELEMENTS:
             raise UnsupportedError(f"a graph saves launches: measured up to {_MOST_ELEMENTS:,} elements")
-        if on_host := sorted(problem.rule.chain.active.keys() & _ON_HOST):
-            raise UnsupportedError(f"not measured with {', '.join(on_host)}, of which the host keeps count")
+        if not problem.rule.optimizer:
+            raise UnsupportedError("a norm is for the host")
+        if on_host := sorted(problem.rule.chain.active.keys() & self.on_host):
+            raise UnsupportedError(f"{', '.join(on_host)}: the host takes part in each step")
         inner = self._inner.prepare(problem)
         return Run(capture(inner.step, problem.refill_grads), inner.params)
 
@@ -70,9 +73,11 @@ class GradstepGraph(InGraph):
     """gradstep's torch classes in a graph."""
 
     face = "gradstep-graph"
+    on_host = frozenset({"stats"})
 
 
 class TorchGraph(InGraph):
     """torch.optim in a graph."""
 
     peer = GradstepGraph.face
+    on_host = frozenset({"ema_decay", "swa"})  # the weights of the averages
