@@ -46,7 +46,7 @@ def adamw(
     return lr * (m / correction1 / (np.sqrt(v / correction2) + eps) + weight_decay * p), m, v
 
 
-def adamw_of_bitsandbytes(
+def adamw_decayed_last(
     p: Any, g: Any, m: Any, v: Any,
     lr: Any, beta1: Any, rest1: Any, beta2: Any, rest2: Any, eps: Any, weight_decay: Any, correction1: Any, correction2: Any,
 ) -> Any:  # fmt: skip

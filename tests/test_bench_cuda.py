@@ -305,25 +305,32 @@ def installed_as(monkeypatch, package, module, **classes):
     monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**classes))
 
 
-def test_bitsandbytes_is_held_to_its_own_order(monkeypatch):
-    class AdamW(torch.optim.AdamW):  # which decays the parameter after the update
-        def step(self):
-            for group in self.param_groups:
-                decay, group["weight_decay"] = group["weight_decay"], 0.0
-                super().step()
-                group["weight_decay"] = decay
-                for param in group["params"]:
-                    param.detach().mul_(1 - group["lr"] * decay)
+class DecaysLast(torch.optim.AdamW):
+    """Decays the parameter after the update, as some versions of bitsandbytes do."""
 
-    contender = cuda_contenders()["bitsandbytes"]
-    installed_as(monkeypatch, "bitsandbytes", "bitsandbytes.optim", AdamW=AdamW)
+    def step(self):
+        for group in self.param_groups:
+            decay, group["weight_decay"] = group["weight_decay"], 0.0
+            super().step()
+            group["weight_decay"] = decay
+            for param in group["params"]:
+                param.detach().mul_(1 - group["lr"] * decay)
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_bitsandbytes_is_held_to_its_own_order(last, monkeypatch):
+    contender, optimizer = cuda_contenders()["bitsandbytes"], DecaysLast if last else torch.optim.AdamW
+    installed_as(monkeypatch, "bitsandbytes", "bitsandbytes.optim", AdamW=optimizer)
     assert check(contender, ADAMW, FLOAT32, MEMORY) is None
-    installed_as(monkeypatch, "bitsandbytes", "bitsandbytes.optim", AdamW=torch.optim.AdamW)
+    assert bool(contender.note(ADAMW, 1)) == last
+    wrong = functools.partial(optimizer, betas=(0.8, 0.91))
+    installed_as(
+        monkeypatch, "bitsandbytes", "bitsandbytes.optim", AdamW=lambda params, **given: wrong(params, **given | wrong.keywords)
+    )
     assert "is off by" in check(contender, ADAMW, FLOAT32, MEMORY)
     for rule, form, reason in ((RULES["adam"], FLOAT32, "adamw only"), (ADAMW, FORMATS["q8"], "states of float32")):
         with pytest.raises(UnsupportedError, match=reason):
             check(contender, rule, form, MEMORY)
-    assert contender.note(ADAMW, 1)
 
 
 @pytest.mark.parametrize(

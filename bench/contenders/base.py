@@ -60,8 +60,6 @@ class Contender(ABC):
     """Whether it takes what stands around a rule."""
     stores: ClassVar[bool] = False
     """Whether it takes other formats than float32 and float64 throughout."""
-    slack: ClassVar[float] = 1.0
-    """How many times less exact than gradstep it may be in a format whose codes are its own."""
     warm_ups: ClassVar[int] = 0
     """How many steps `prepare` takes, each with the problem's gradients."""
     face: ClassVar[str] = ""

@@ -23,7 +23,6 @@ class OwnStates(Contender):
     module: ClassVar[str]
     peer = "gradstep-torch"
     stores = True
-    slack: ClassVar[float] = 2.5  # codes with few digits, which are finer near zero
 
     def __init__(self, name: str, kind: str, state_dtype: str, about: str) -> None:
         self.name, self.about = name, about
@@ -45,16 +44,35 @@ class OwnStates(Contender):
 
 
 class Bitsandbytes(OwnStates):
-    """bitsandbytes: a kernel for each tensor."""
+    """bitsandbytes: a kernel for each tensor. Whether the parameter decays before its update or after depends on the version."""
 
     package = "bitsandbytes"
     module = "bitsandbytes.optim"
+    _decays_last = False
+
+    def prepare(self, problem: Problem) -> Run:
+        run = super().prepare(problem)
+        self._decays_last = _decays_last(getattr(importlib.import_module(self.module), self._kind), tensors(problem)[0].device)
+        return run
 
     def formula(self, rule: Rule) -> Callable[..., Any]:
-        return formulas.adamw_of_bitsandbytes
+        def formula(*operands: Any) -> Any:  # what it is, `prepare` finds out
+            return (formulas.adamw_decayed_last if self._decays_last else formulas.adamw)(*operands)
+
+        return formula
 
     def note(self, rule: Rule, threads: int) -> str:
-        return "decays the parameter after the update"
+        return "decays the parameter after the update" if self._decays_last else ""
+
+
+def _decays_last(kind: Any, device: Any) -> bool:
+    """Return whether a step from 1 by 0.5, with half of the parameter decaying by half, ends at 0.375, and not at 0.25."""
+    import torch
+
+    param = torch.nn.Parameter(torch.ones(4096, device=device))
+    param.grad = torch.ones_like(param)
+    kind([param], lr=0.5, weight_decay=0.5).step()
+    return float(param.detach()[0]) > 0.3
 
 
 class Torchao(OwnStates):
