@@ -89,7 +89,8 @@ assert gradstep.__file__.startswith(sys.argv[1]), gradstep.__file__
 print(torch.cuda.get_device_name())
 print(gradstep.cuda.describe())" "$work/site" || missing=${missing:-there is no device}
 
-part tests 100 "$python" -m pytest -q -p no:cacheprovider tests/test_cuda*.py
+mapfile -t files < <(grep -l 'pytest\.mark\.cuda' tests/test_*.py)
+part tests 100 "$python" -m pytest -q -p no:cacheprovider -m cuda "${files[@]}"
 
 # A rule of each kind, and one of each thing that has a kernel of its own; memory from torch's allocator as it is asked for, so that what
 # is beside it is nobody's.

@@ -31,7 +31,8 @@ def test_plan(tmp_path):
     assert sum(int(line.split()[-2]) for line in lines if line.startswith("#") and "benchmark" not in line) < 540
     build, *_ = (line for line in lines if "pip install" in line)
     assert {"GRADSTEP_CUDA=ON", "--no-build-isolation", "--no-deps", "--no-index"} <= set(build.split())
-    assert "some-python -m pytest -q" in done.stdout
+    (tests,) = (line for line in lines if "-m cuda" in line)
+    assert {"tests/test_cuda.py", "tests/test_cuda_gate.py"} <= set(tests.split())
     assert all(f"compute-sanitizer --tool {tool} " in done.stdout for tool in ("memcheck", "racecheck"))
     assert "some-python -m gradstep bench --device cuda --seconds 240 --json" in lines[-1]
     assert list(tmp_path.iterdir()) == []
@@ -78,7 +79,7 @@ def test_all_parts_run(tmp_path):
 
 
 def test_parts_run_after_one_has_failed(tmp_path):
-    done, summary, _ = run_with(tmp_path, "racecheck", "-p no:cacheprovider tests/test_cuda_")
+    done, summary, _ = run_with(tmp_path, "racecheck", "-m pytest")
     assert done.returncode == 1
     failed = [name for name, line in summary.items() if "FAILED: exit status 3" in line]
     assert failed == ["tests", "memcheck", "racecheck"]

@@ -15,7 +15,7 @@ from gradstep.bench.rules import RULES
 
 from .bench_cases import FLOAT32, whole
 
-pytestmark = pytest.mark.skipif(bool(cuda.missing()), reason=cuda.missing())
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(bool(cuda.missing()), reason=cuda.missing())]
 
 faces = pytest.mark.parametrize("face", ["gradstep-torch", "gradstep-graph"])
 
