@@ -80,8 +80,10 @@ part() {
   [[ $result == ok ]]
 }
 
-part build 160 env GRADSTEP_CUDA=ON "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-build-isolation \
-  --no-deps --upgrade --config-settings=build-dir="$work/build" --target "$work/site" . || missing='there is no build'
+# Code for this GPU alone, which takes a part of the time that code for all takes.
+part build 160 env GRADSTEP_CUDA=ON CUDAARCHS="${CUDAARCHS:-native}" \
+  "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-build-isolation --no-deps --upgrade \
+  --config-settings=build-dir="$work/build" --target "$work/site" . || missing='there is no build'
 
 part device 30 "$python" -c "
 import gradstep, gradstep.cuda, sys, torch

@@ -30,7 +30,7 @@ def test_plan(tmp_path):
     assert [line.split(":")[0] for line in lines if line.startswith("#")] == [f"# {name}" for name in PARTS]
     assert sum(int(line.split()[-2]) for line in lines if line.startswith("#") and "benchmark" not in line) < 540
     build, *_ = (line for line in lines if "pip install" in line)
-    assert {"GRADSTEP_CUDA=ON", "--no-build-isolation", "--no-deps", "--no-index"} <= set(build.split())
+    assert {"GRADSTEP_CUDA=ON", "CUDAARCHS=native", "--no-build-isolation", "--no-deps", "--no-index"} <= set(build.split())
     (tests,) = (line for line in lines if "-m cuda" in line)
     assert {"tests/test_cuda.py", "tests/test_cuda_gate.py"} <= set(tests.split())
     assert all(f"compute-sanitizer --tool {tool} " in done.stdout for tool in ("memcheck", "racecheck"))
