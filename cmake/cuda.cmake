@@ -31,7 +31,8 @@ pybind11_add_module(_cuda NO_EXTRAS
   csrc/cuda/module.cpp
   csrc/cuda/runtime.cpp
   csrc/cuda/settle.cu
-  csrc/cuda/tiles.cu)
+  csrc/cuda/tiles_double.cu
+  csrc/cuda/tiles_float.cu)
 target_compile_options(_cuda PRIVATE
   "$<$<COMPILE_LANGUAGE:CUDA>:${cuda_flags};--expt-relaxed-constexpr;-Xfatbin=-compress-all>"
   "$<$<COMPILE_LANGUAGE:CXX>:${warning_flags}>")

@@ -243,8 +243,20 @@ using Blocks = List<Q8, Q8Unsigned, Q4, Q4Unsigned>;
 constexpr bool is_compressed(Format format) { return format >= Format::kQ8; }
 constexpr bool is_half(Format format) { return format == Format::kFloat16 || format == Format::kBFloat16; }
 constexpr int bits_of(Format format) {
-  constexpr int kBits[] = {32, 64, 16, 16, 16, 16, 8, 8, 4, 4};
-  return kBits[static_cast<int>(format)];
+  switch (format) {
+    case Format::kFloat32:
+      return 32;
+    case Format::kFloat64:
+      return 64;
+    case Format::kQ8:
+    case Format::kQ8Unsigned:
+      return 8;
+    case Format::kQ4:
+    case Format::kQ4Unsigned:
+      return 4;
+    default:
+      return 16;
+  }
 }
 constexpr std::int64_t block_of(Format format) { return bits_of(format) == 8 ? 256 : 128; }
 

@@ -68,34 +68,55 @@ struct Raw {
   }
   // Elements [i, i + kWidth) of what stands at `data`, of `size` bits each.
   GRADSTEP_HD void read(const std::byte* data, std::int64_t i, int size) {
-    if (size == 32) read<std::uint32_t>(data + i * 4);
-    else if (size == 16) read<std::uint16_t>(data + i * 2);
-    else if constexpr (sizeof(Bits) == 8) read<std::uint64_t>(data + i * 8);
+    if (size == 16) return read<std::uint16_t>(data + i * 2);
+    if constexpr (sizeof(Bits) == 8) {
+      if (size == 64) return read<std::uint64_t>(data + i * 8);
+    }
+    read<std::uint32_t>(data + i * 4);
   }
   GRADSTEP_HD void write(std::byte* data, std::int64_t i, int size) const {
-    if (size == 32) write<std::uint32_t>(data + i * 4);
-    else if (size == 16) write<std::uint16_t>(data + i * 2);
-    else if constexpr (sizeof(Bits) == 8) write<std::uint64_t>(data + i * 8);
+    if (size == 16) return write<std::uint16_t>(data + i * 2);
+    if constexpr (sizeof(Bits) == 8) {
+      if (size == 64) return write<std::uint64_t>(data + i * 8);
+    }
+    write<std::uint32_t>(data + i * 4);
   }
 
+  // Number by number, and without a lambda: what is filled through a reference in one of several branches stands in memory.
   template <class T>
   GRADSTEP_HD void decode(Format format, T (&x)[kWidth]) const {
-    visit_format(format, [&]<class F>() {
-      if constexpr (sizeof(typename F::Stored) <= sizeof(Bits)) {
-        GRADSTEP_UNROLL() for (int k = 0; k < kWidth; ++k) x[k] = flushed(F::template decode<T>(stored<F>(bits[k])));
-      }
-    });
+    GRADSTEP_UNROLL() for (int k = 0; k < kWidth; ++k) x[k] = flushed(decoded<T>(format, bits[k], Formats{}));
   }
   template <class T>
   GRADSTEP_HD void encode(Format format, const T (&x)[kWidth]) {
-    visit_format(format, [&]<class F>() {
-      if constexpr (sizeof(typename F::Stored) <= sizeof(Bits)) {
-        GRADSTEP_UNROLL() for (int k = 0; k < kWidth; ++k) bits[k] = bits_of(F::encode(flushed(x[k])));
-      }
-    });
+    GRADSTEP_UNROLL() for (int k = 0; k < kWidth; ++k) bits[k] = encoded(format, flushed(x[k]), Formats{});
   }
 
  private:
+  template <class T, class... F>
+  GRADSTEP_HD static T decoded(Format format, Bits bits, List<F...>) {
+    T x = T(0);
+    int at = 0;
+    ((x = at++ == static_cast<int>(format) ? decoded_as<F, T>(bits) : x), ...);
+    return x;
+  }
+  template <class T, class... F>
+  GRADSTEP_HD static Bits encoded(Format format, T x, List<F...>) {
+    Bits bits = 0;
+    int at = 0;
+    ((bits = at++ == static_cast<int>(format) ? encoded_as<F>(x) : bits), ...);
+    return bits;
+  }
+  template <class F, class T>
+  GRADSTEP_HD static T decoded_as(Bits bits) {
+    if constexpr (sizeof(typename F::Stored) <= sizeof(Bits)) return F::template decode<T>(stored<F>(bits));
+    else return T(0);
+  }
+  template <class F, class T>
+  GRADSTEP_HD static Bits encoded_as(T x) {
+    if constexpr (sizeof(typename F::Stored) <= sizeof(Bits)) return bits_of(F::encode(x));
+    else return 0;
+  }
   template <class F>
   GRADSTEP_HD static typename F::Stored stored(Bits bits) {
     if constexpr (sizeof(typename F::Stored) == 8) return std::bit_cast<double>(bits);

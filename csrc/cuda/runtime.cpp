@@ -91,7 +91,8 @@ class Gpu : public Device {
                   std::to_string(minor) + ", gradstep needs " + std::to_string(kLeastMajor) + ".0 or newer");
     }
     check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index), "cudaDeviceGetAttribute");
-    check(allow_shared(shared), "cudaFuncSetAttribute");
+    check(allow_shared<float>(shared), "cudaFuncSetAttribute");
+    check(allow_shared<double>(shared), "cudaFuncSetAttribute");
     shared_ = static_cast<std::uint32_t>(shared);
     check(cudaStreamCreateWithFlags(&aside_, cudaStreamNonBlocking), "cudaStreamCreate");
     last_step_ = std::make_unique<Event>();
@@ -151,10 +152,13 @@ class Gpu : public Device {
 
   void launch(const Launch& launch, const Args& args, void* stream) override {
     const auto on = static_cast<cudaStream_t>(stream);
-    const bool tiles = launch.program == Program::kTiles;
-    const cudaError_t error = !takes_chunks(launch.program) ? launch_settle(launch, args, on)
-                              : tiles                       ? launch_tiles(launch, args, on)
-                                                            : launch_direct(launch, args, on);
+    const auto launch_it = [&] {
+      if (!takes_chunks(launch.program)) return launch_settle(launch, args, on);
+      if (launch.program != Program::kTiles) return launch_direct(launch, args, on);
+      return launch.compute == Format::kFloat32 ? launch_tiles<float>(launch, args, on)
+                                                : launch_tiles<double>(launch, args, on);
+    };
+    const cudaError_t error = launch_it();
     if (error != cudaSuccess) throw Error(cudaGetErrorString(error));
   }
 
