@@ -338,7 +338,7 @@ class Offloaded(Optimizer):
             if name.startswith("_optimizer_") and name.endswith("_hooks"):
                 setattr(self, name, hooks)
         for key, state in states.items():
-            self.state[key] = {name: _to_host(value) for name, value in state.items()}
+            self.state[key] = _on_host(state)
         optimizer.state = defaultdict(dict)
         optimizer._plan = None
         message = f"{_name(optimizer)}.step: this optimizer has been offloaded: step what offload() has returned"
@@ -392,7 +392,7 @@ class Offloaded(Optimizer):
         try:
             params = param_group["params"]
             if self._mirrors:  # the first ones have been checked together
-                _check_params([*self._params(), *params], where, len(self._mirrors))
+                _check_params([*(mirror.param for mirror in self._mirrors), *params], where, len(self._mirrors))
             precision = param_group.get("precision") or ("master" if any(param.dtype in _HALVES for param in params) else None)
             _check(self._inner, {**param_group, **({"precision": precision} if precision else {})})
             mirrors = self._make_mirrors(params, index)
@@ -451,7 +451,7 @@ class Offloaded(Optimizer):
             group.clear()
             group.update({**loaded, "params": params})
         by_copy = {id(mirror.copy): mirror.param for mirror in self._mirrors}
-        self.state = defaultdict(dict, {by_copy.get(id(key), key): state for key, state in inner.state.items()})
+        self.state = defaultdict(dict, {by_copy.get(id(key), key): _on_host(state) for key, state in inner.state.items()})
         self._checked = self._broken = None
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
@@ -1218,8 +1218,16 @@ def _fetch(line: Transfers, target: torch.Tensor, source: torch.Tensor) -> None:
         line.fetch(target, source)
 
 
-def _to_host(value: Any) -> Any:
-    return value.detach().to("cpu") if isinstance(value, torch.Tensor) else value
+def _on_host(state: Any) -> Any:
+    """Return the states of a parameter in host memory, with counts in double: torch's own end at 2^24."""
+    if not isinstance(state, Mapping):
+        return state
+    return {
+        name: value.detach().to("cpu", torch.float64 if name in NUMBERS else value.dtype)
+        if isinstance(value, torch.Tensor)
+        else value
+        for name, value in state.items()
+    }
 
 
 def _is_compressed(name: str, states: Mapping[str, Any]) -> bool:
