@@ -643,6 +643,7 @@ class _Step:
         self._by_copy = {id(mirror.copy): i for i, mirror in enumerate(self._mirrors)}
         self._grads = self._take_gradients()
         owner._pull(self._mirrors[i] for i in self._grads)
+        self._uploads = [mirror.sent for mirror in self._mirrors]  # of earlier steps: they read what this one writes
         operands = self._check_operands()
         self._is_checked = None if self._fresh else operands
         self._chunks = self._cut()
@@ -814,9 +815,12 @@ class _Step:
         for device, line in self._lines.items():
             needed = max(chunk.nbytes for chunk in self._chunks if chunk.device == device)
             for k in range(min(self._owner._n_buffers, len(self._chunks))):
-                if self._owner._buffers.get((device, k), _NOTHING).numel() < needed:
+                there = self._owner._buffers.get((device, k))
+                if there is not None and there.numel() >= needed:
+                    continue
+                if there is not None:
                     line.fetched().synchronize()  # a step that was left out may have copies on their way
-                    self._owner._buffers[device, k] = line.memory(needed)
+                self._owner._buffers[device, k] = line.memory(needed)
 
     # ---- chunk by chunk ---------------------------------------------------------------------------------------------------
 
@@ -857,7 +861,7 @@ class _Step:
         pieces: dict[int, _Piece] = {}  # by parameter as the plan sees it
         for piece, place in zip(chunk.pieces, self._gradients(k), strict=True):
             i, mirror = piece.index, self._mirrors[piece.index]
-            mirror.sent.synchronize()
+            self._uploads[i].synchronize()
             if math.isnan(self._clip_factor):
                 place.fill_(math.nan)
             state = self._state(i)
