@@ -444,6 +444,21 @@ def test_norms_are_those_of_the_engine(dtype: str) -> None:
     assert [each.squares for each in found.values()] == [_core.sum_of_squares([g], "test", "grads") for g in grads.values()]
 
 
+def test_norms_of_scaled_gradients() -> None:
+    """Each element is rounded to float32 first, as the engine scales it; those that are then not finite count as such."""
+    torch.manual_seed(4)
+    g = torch.randn(50_000)
+    (found,) = look({3: g}, wide=set(), scale=0.3).values()
+    assert found.squares == _core.sum_of_squares([g * np.float32(0.3)], "test", "grads") and found.is_finite
+    (wide,) = look({3: g}, wide={3}, scale=0.3).values()
+    assert wide.squares == _core.sum_of_squares([g.double() * 0.3], "test", "grads") != found.squares
+    g[7] = 3e38
+    assert look({0: g}, wide=set())[0].is_finite and not look({0: g}, wide=set(), scale=2.0)[0].is_finite
+    assert look({0: g}, wide=set(), scale=2.0, drops=True)[0].squares < 1e6
+    wide_one = torch.full((5,), 1e200, dtype=torch.float64)  # its square is not finite
+    assert look({0: wide_one}, wide={0})[0].is_finite
+
+
 @pytest.mark.parametrize("name", ["lars", "novograd", "adamw"])
 def test_clipping_beside_other_factors(name: str) -> None:
     """Where the gradient is multiplied twice without offloading, and once with: to the last digits."""

@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import gradstep.torch
-from gradstep.torch.offload import BrokenStepError, HostTransfers
+from gradstep.torch.offload import BrokenStepError, CudaTransfers, HostTransfers
 
 from .stage_cases import case_of
 from .test_torch_offload import assert_same, copies, parameters, set_grads
@@ -368,6 +368,24 @@ def test_a_failure_in_the_middle_is_reported(left: dict[str, int], message: str)
     assert_same(params, others, opt, other)
 
 
+def test_after_a_broken_step_the_parameters_on_the_device_count() -> None:
+    opt, params, other, others, transfers = failing()
+    for o, each in ((opt, params), (other, others)):
+        set_grads(each, 3)
+        o.step()
+    states = torch.utils._pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, opt.state_dict())
+    set_grads(params, 4)
+    transfers.left["send"] = 1
+    with pytest.raises(BrokenStepError):
+        opt.step()
+    assert torch.equal(params[0], others[0])  # not up
+    opt.load_state_dict(states)
+    set_grads(others, 4)
+    opt.step()
+    other.step()
+    assert_same(params, others, opt, other)
+
+
 def test_what_a_broken_step_has_reached_is_whole() -> None:
     """Parameters that have been updated have been with their states and counts, on both sides; the others not at all."""
     opt, params, other, others, transfers = failing()
@@ -428,3 +446,69 @@ def test_states_that_were_replaced_are_used() -> None:
             o.step()
         for i, (p, q) in enumerate(zip(params, others, strict=True)):
             assert torch.equal(p, q), i
+
+
+# ---- the calls of CUDA ----------------------------------------------------------------------------------------------------
+
+
+def test_the_calls_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which stream gets what, as a stand-in of `torch.cuda` sees it."""
+    log: list[Any] = []
+
+    class Stream:
+        def __init__(self, device: Any) -> None:
+            self.name = f"stream {sum(entry[0] == 'made' for entry in log)}"
+            log.append(("made", self.name))
+
+        def record_event(self) -> Any:
+            return Event().record(self)
+
+        def wait_event(self, event: Any) -> None:
+            log.append((self.name, "waits for", event.at))
+
+        def wait_stream(self, stream: Any) -> None:
+            log.append((self.name, "waits for", stream.name))
+
+    class Event:
+        def __init__(self, blocking: bool = False) -> None:
+            self.at = ""
+
+        def record(self, stream: Any) -> Any:
+            self.at = stream.name
+            return self
+
+        def synchronize(self) -> None:
+            log.append(("host", "waits for", self.at))
+
+    class Use:
+        def __init__(self, stream: Any) -> None:
+            self.stream = stream
+
+        def __enter__(self) -> None:
+            log.append((self.stream.name, "is current"))
+
+        def __exit__(self, *_: Any) -> None:
+            log.append((self.stream.name, "was current"))
+
+    now = Stream(None)
+    for name, stand_in in (("Stream", Stream), ("Event", Event), ("stream", Use), ("current_stream", lambda device: now)):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: log.append(("memory held for", stream.name)))
+    transfers = CudaTransfers(torch.device("cuda:0"))
+    down, up = "stream 1", "stream 2"
+    log.clear()
+    transfers.begin()
+    assert log == [(down, "waits for", "stream 0"), (up, "waits for", "stream 0")]
+    log.clear()
+    a, b = torch.zeros(3), torch.ones(3)
+    transfers.fetch(a, b)
+    transfers.fetched().synchronize()
+    assert log == [("memory held for", down), (down, "is current"), (down, "was current"), ("host", "waits for", down)]
+    log.clear()
+    transfers.send(b, 2 * a)
+    transfers.sent().synchronize()
+    assert log == [("memory held for", up), (up, "is current"), (up, "was current"), ("host", "waits for", up)]
+    log.clear()
+    transfers.finish()
+    assert log == [("stream 0", "waits for", down), ("stream 0", "waits for", up)]
+    assert torch.equal(a, torch.ones(3)) and torch.equal(b, 2 * a)

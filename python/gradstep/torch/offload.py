@@ -1139,12 +1139,14 @@ def _count(flats: Sequence[torch.Tensor], scale: float, is_wide: bool) -> list[t
     """Return of each the largest magnitude, and how many elements are NaN, infinite and zero."""
     rows = []
     for flat in flats:
-        x = flat.to(torch.float64 if is_wide else torch.float32)
-        if scale != 1:
-            x = x * scale
-        magnitude = x.abs()
-        largest = magnitude.max() if x.numel() else magnitude.sum()
-        rows.append(torch.stack([each.double() for each in (largest, x.isnan().sum(), x.isinf().sum(), (x == 0).sum())]))
+        row = torch.zeros(4, dtype=torch.float64, device=flat.device)
+        for some in flat.split(_AT_ONCE) if flat.numel() else ():
+            x = some.to(torch.float64 if is_wide else torch.float32)
+            if scale != 1:
+                x = x * scale
+            row[0] = torch.maximum(row[0], x.abs().max())
+            row[1:] += torch.stack([x.isnan().sum(), x.isinf().sum(), (x == 0).sum()])
+        rows.append(row)
     made: list[tuple[float, float, float, float]] = [tuple(row) for row in torch.stack(rows).tolist()]
     return made
 
