@@ -404,6 +404,30 @@ def test_what_a_broken_step_has_reached_is_whole() -> None:
         assert opt.state[p]["step"] == (2 if i < 3 else 1)
 
 
+def test_a_broken_step_of_parameters_with_gaps() -> None:
+    """They go up as they are updated, whole; one of which a part has come is left as it was."""
+    made: list[Failing] = []
+
+    def transfers(device: Any) -> Failing:
+        made.append(Failing(device))
+        return made[-1]
+
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(40, 200)[:, ::2]) for _ in range(3)]
+    others = [torch.nn.Parameter(p.detach().contiguous()) for p in params]
+    opt = gradstep.torch.offload(gradstep.torch.AdamW(params), chunk_bytes=CHUNK, buffers=1, transfers=transfers)
+    other = gradstep.torch.AdamW(others)
+    for p, q in zip(params, others, strict=True):
+        p.grad = q.grad = torch.ones(40, 100)
+    before = [p.detach().clone() for p in params]
+    other.step()
+    made[0].left["fetch"] = 4
+    with pytest.raises(BrokenStepError, match=r"3 of 6 chunks: 1 of 3 parameters have been updated, params\[1\] in part"):
+        opt.step()
+    assert [torch.equal(p, q) for p, q in zip(params, others, strict=True)] == [True, False, False]
+    assert torch.equal(params[1], before[1]) and torch.equal(params[2], before[2])
+
+
 def test_an_interrupt_stays_one() -> None:
     opt, params, _, _, transfers = failing()
     set_grads(params, 3)
@@ -487,7 +511,7 @@ def test_the_calls_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         def __enter__(self) -> None:
             log.append((self.stream.name, "is current"))
 
-        def __exit__(self, *_: Any) -> None:
+        def __exit__(self, *_: object) -> None:
             log.append((self.stream.name, "was current"))
 
     now = Stream(None)

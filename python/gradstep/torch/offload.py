@@ -557,9 +557,9 @@ class Offloaded(Optimizer):
     def _push(self) -> None:
         """Bring all copies to the device; the host does not wait."""
         lines = {mirror.param.device: self._line(mirror.param.device) for mirror in self._mirrors}
+        upload = _Upload(self, self._mirrors)
         for line in lines.values():
             line.begin()
-        upload = _Upload(self)
         for mirror in self._mirrors:
             upload.send(mirror, 0, mirror.copy.numel())
             mirror.sent = lines[mirror.param.device].sent()
@@ -605,7 +605,8 @@ def _step(optimizer: Offloaded, closure: Callable[[], Any] | None, grad_scale: f
         raise
     if not stats or seen is None:
         return loss
-    made = make_stats(optimizer.steps + (not seen[0]), _keys_of(optimizer._inner), seen)
+    number = optimizer.steps + (not seen[0])
+    made = make_stats(lambda: number, _keys_of(optimizer._inner), seen)
     return made if closure is None else (loss, made)
 
 
@@ -650,11 +651,13 @@ class _Step:
         self._lines = {chunk.device: owner._line(chunk.device) for chunk in self._chunks}
         self._make_room()
         self._clip_factor = 1.0
+        self._written = 0  # chunks
         self._seen: dict[int, Numbers] = {}
 
     def run(self) -> tuple[bool, Seen | None]:
         """Carry the step out, or leave it out. Return whether it was, and what was seen of it, if that was asked for."""
-        ahead, written, upload = self._owner._n_buffers, 0, _Upload(self._owner)
+        ahead = self._owner._n_buffers
+        upload = _Upload(self._owner, (self._mirrors[i] for i in self._grads))
         try:
             for line in self._lines.values():
                 line.begin()
@@ -669,18 +672,17 @@ class _Step:
                 for k, chunk in enumerate(self._chunks):
                     chunk.fetched.synchronize()
                     self._sweep(k)
-                    written = k + 1
                     self._send(chunk, upload)
                     if k + ahead < len(self._chunks):
                         self._fetch(k + ahead)
         except BaseException as error:
-            if written:
-                self._break_off(written, error)
+            if self._written:
+                self._break_off(error)
             raise
         finally:
             for line in self._lines.values():
                 line.finish()
-            if written:
+            if self._written:
                 upload.end()
         if skipped and self._on_nonfinite == "raise" and not self._overflow:
             first = next(i for i, each in found.items() if not each.is_finite)
@@ -880,8 +882,13 @@ class _Step:
             return whole if piece.is_whole else _part(whole, piece, self._mirrors[piece.index].copy)
 
         conditions = (None, "propagate", True, False, None) if self._stats else None
-        seen = self._owner._plan.step(params, grads, [*range(len(params))], states, self._groups, make_part, conditions)
-        for numbers in seen[2] if seen is not None else ():
+        self._written = k + 1  # an interrupt may come as soon as it is
+        try:
+            seen = self._owner._plan.step(params, grads, [*range(len(params))], states, self._groups, make_part, conditions)
+        except Exception:
+            self._written = k
+            raise
+        for numbers in seen[2] if isinstance(seen, tuple) else ():
             before = self._seen.get(numbers[0])
             self._seen[numbers[0]] = numbers if before is None else _together(before, numbers)
         for piece in chunk.pieces:
@@ -915,8 +922,9 @@ class _Step:
         for piece in chunk.pieces:
             self._mirrors[piece.index].sent = sent
 
-    def _break_off(self, written: int, error: BaseException) -> None:
+    def _break_off(self, error: BaseException) -> None:
         """Say how far the step has come, now and to whoever wants to go on."""
+        written = self._written
         touched = {piece.index for chunk in self._chunks[:written] for piece in chunk.pieces}
         left = {piece.index for chunk in self._chunks[written:] for piece in chunk.pieces}
         partly = "".join(f", params[{i}] in part" for i in sorted(touched & left))
@@ -989,31 +997,32 @@ class _Step:
 
 
 class _Upload:
-    """Parameters on their way up."""
+    """Parameters on their way up. To be made before the queues begin: the room that it takes on the device is free by then."""
 
-    def __init__(self, owner: Offloaded) -> None:
+    def __init__(self, owner: Offloaded, mirrors: Iterable[_Mirror]) -> None:
         self._owner = owner
-        self._landings: dict[int, tuple[_Mirror, torch.Tensor]] = {}  # of parameters that are laid out otherwise
-        self._sent: dict[int, _Mirror] = {}
+        self._sent: dict[int, tuple[_Mirror, int]] = {}  # with the number of elements
+        self._landings: dict[int, torch.Tensor] = {}  # of parameters that are laid out otherwise
+        for mirror in mirrors:
+            if not mirror.is_dense():
+                like, param = mirror.copy, mirror.param
+                made = torch.empty_strided(like.shape, like.stride(), dtype=param.dtype, device=param.device)
+                self._landings[id(mirror)] = made
 
     def send(self, mirror: _Mirror, start: int, stop: int) -> None:
         """Queue a range of a parameter's elements."""
-        self._sent[id(mirror)] = mirror
-        target = mirror.param
-        if not mirror.is_dense():
-            if id(mirror) not in self._landings:
-                self._landings[id(mirror)] = (mirror, _laid_out(mirror.param, mirror.copy))
-            target = self._landings[id(mirror)][1]
+        self._sent[id(mirror)] = (mirror, self._sent.get(id(mirror), (mirror, 0))[1] + stop - start)
+        target = self._landings.get(id(mirror), mirror.param)
         if start < stop:
             line = self._owner._line(mirror.param.device)
             line.send(_flat(target)[start:stop], _flat(mirror.copy)[start:stop])
 
     def end(self) -> None:
         """Do what is left when the device waits for the copies: lay out, and note what the parameters hold."""
-        for mirror, landing in self._landings.values():
-            mirror.param.copy_(landing)
-        if self._owner._broken is None:
-            for mirror in self._sent.values():
+        for key, (mirror, size) in self._sent.items():
+            if key in self._landings and size == mirror.copy.numel():
+                mirror.param.copy_(self._landings[key])
+            if self._owner._broken is None:
                 mirror.known = mirror.now()
 
 
