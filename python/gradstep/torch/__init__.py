@@ -10,9 +10,10 @@ tensor([0.8990, 0.8990, 0.8990])
 """
 
 from gradstep.torch.norms import clip_grad_norm_
+from gradstep.torch.offload import offload
 from gradstep.torch.optimizers import LAMB, LARS, SGD, Adagrad, Adam, AdamW, Lion, NovoGrad, RMSprop
 from gradstep.torch.threads import share_torch_threads
 
-__all__ = ["LAMB", "LARS", "SGD", "Adagrad", "Adam", "AdamW", "Lion", "NovoGrad", "RMSprop", "clip_grad_norm_"]
+__all__ = ["LAMB", "LARS", "SGD", "Adagrad", "Adam", "AdamW", "Lion", "NovoGrad", "RMSprop", "clip_grad_norm_", "offload"]
 
 share_torch_threads()
