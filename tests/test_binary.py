@@ -106,6 +106,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if (ninja := shutil.which("ninja")) else []
     version = [f"-DSKBUILD_PROJECT_VERSION{suffix}={_core.__version__}" for suffix in ("", "_FULL")]
     options = ["-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", "-DCMAKE_BUILD_TYPE=Release", f"-Dpybind11_DIR={folder}", *version]
+    options.append("-DGRADSTEP_CUDA=OFF")  # see test_cuda_build
     run(tool("cmake"), "-S", ROOT, "-B", folder, *generator, *options)
     return json.loads((folder / "compile_commands.json").read_text())
 

@@ -339,8 +339,8 @@ class PipelineBuilder {
   bool multiplied_ = false;  // the gradient's factors are multiplied in
 };
 
-GRADSTEP_DEVICE_TOO void make_pipeline(const Settings& settings, const Moment& moment, const Sweep& sweep,
-                                              Purpose purpose, const Beside& beside, Pipeline& pipeline) {
+GRADSTEP_DEVICE_TOO void make_pipeline(const Settings& settings, const Moment& moment, const Sweep& sweep, Purpose purpose,
+                                       const Beside& beside, Pipeline& pipeline) {
   if (sweep.compute == Format::kFloat32) {
     PipelineBuilder<float>(settings, moment, sweep, purpose, beside, pipeline).build();
   } else {
