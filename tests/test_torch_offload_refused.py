@@ -32,7 +32,7 @@ def test_other_optimizers() -> None:
     message = "offload: optimizer must be one of gradstep.torch, got torch.optim.adamw.AdamW"
     refused(TypeError, message, lambda: gradstep.torch.offload(opt))
     opt = gradstep.torch.offload(adamw(params))
-    message = "offload: optimizer must be one of gradstep.torch, got gradstep.torch.offload.Offloaded"
+    message = "offload: optimizer must be one of gradstep.torch, got gradstep.torch.offload.optimizer.Offloaded"
     refused(TypeError, message, lambda: gradstep.torch.offload(opt))
 
 

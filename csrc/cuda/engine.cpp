@@ -137,13 +137,13 @@ class OneStep {
   }
 
   std::shared_ptr<device::Pending> run() {
+    if (marks_) device_.begin_step(stream_);  // before the tables of the step before are written to
     for (const StepItem& item : items_) needs_.add(options_, *item.settings, item.sweep->compute);
     const bool cautious = any([](const StepItem& item) { return item.settings->cautious; });
     const bool trusted = any([](const StepItem& item) { return item.settings->trust_ratio; });
     fill_tables();
     plan_batches(cautious, trusted);
 
-    if (marks_) device_.begin_step(stream_);
     args_.begins = true;
     if (needs_.norms) {
       sweep(Purpose::kNorms);
@@ -363,7 +363,9 @@ class OneStep {
     }
   }
 
-  void add_groups() { launch({Program::kGroups, args_.n_groups * static_cast<std::uint32_t>(kSums)}); }
+  void add_groups() {
+    if (args_.n_groups > 0) launch({Program::kGroups, args_.n_groups * static_cast<std::uint32_t>(kSums)});
+  }
 
   void launch(const Launch& launch, const char* rule = nullptr) {
     try {
