@@ -20,7 +20,8 @@ def _config_as_it_was() -> Iterator[None]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run tests on each instruction set; those of modules that say so on the engine of GPUs, too, as the host emulates it."""
-    if "isa" in metafunc.fixturenames:
+    given = any("isa" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "isa" in metafunc.fixturenames and not given:
         on_gpu = getattr(metafunc.module, "RUNS_ON_GPU", False) and not metafunc.definition.get_closest_marker("on_the_host")
         metafunc.parametrize("isa", [*config.isas(), *(["gpu"] if on_gpu else [])], indirect=True)
 
