@@ -248,7 +248,7 @@ class OneStep {
       const bool keeps = sweep.row > kTile && !sweep.operands[0].is_in_place(sweep.compute);
       item.long_rows =
           keeps ? reinterpret_cast<std::byte*>(std::uintptr_t{1} + static_cast<std::uintptr_t>(long_rows)) : nullptr;
-      if (keeps) long_rows += sweep.size * (sweep.compute == Format::kFloat32 ? 4 : 8);
+      if (keeps) long_rows += (sweep.size * (sweep.compute == Format::kFloat32 ? 4 : 8) + 15) / 16 * 16;
     }
     auto* copies = tables_.long_rows.get<std::byte>(device_, static_cast<std::size_t>(long_rows));
     for (Item& item : items) {
