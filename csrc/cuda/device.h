@@ -34,14 +34,15 @@ class Device {
   virtual void begin_step(void* stream) = 0;
   virtual void end_step(void* stream) = 0;
 
-  // A copy from the device to the host, in the order of the stream.
+  // A copy from the device to the host. What it needs is there before it begins, in the order of the stream.
   class Download {
    public:
     virtual ~Download() = default;
+    virtual void begin(const void* from, void* stream) = 0;
     virtual bool is_done() = 0;
     virtual const std::byte* wait() = 0;
   };
-  virtual std::shared_ptr<Download> download(const void* from, std::size_t bytes, void* stream) = 0;
+  virtual std::shared_ptr<Download> make_download(std::size_t bytes) = 0;
 
   virtual std::uint32_t largest_shared() const = 0;  // bytes of memory that the threads of a block may share
 };

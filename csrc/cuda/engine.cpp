@@ -137,13 +137,27 @@ class OneStep {
   }
 
   std::shared_ptr<device::Pending> run() {
-    if (marks_) device_.begin_step(stream_);  // before the tables of the step before are written to
     for (const StepItem& item : items_) needs_.add(options_, *item.settings, item.sweep->compute);
-    const bool cautious = any([](const StepItem& item) { return item.settings->cautious; });
-    const bool trusted = any([](const StepItem& item) { return item.settings->trust_ratio; });
-    fill_tables();
-    plan_batches(cautious, trusted);
+    cautious_ = any([](const StepItem& item) { return item.settings->cautious; });
+    trusted_ = any([](const StepItem& item) { return item.settings->trust_ratio; });
+    plan_batches();
+    if (keeps_outcome_) download_ = device_.make_download(report_bytes(options_.stats));
+    if (!marks_) return enqueue();
+    device_.begin_step(stream_);  // before the tables of the step before are written to
+    try {
+      auto pending = enqueue();
+      device_.end_step(stream_);
+      return pending;
+    } catch (...) {
+      device_.end_step(stream_);
+      throw;
+    }
+  }
 
+ private:
+  std::shared_ptr<device::Pending> enqueue() {
+    fill_tables();
+    send_chunks();
     args_.begins = true;
     if (needs_.norms) {
       sweep(Purpose::kNorms);
@@ -151,12 +165,12 @@ class OneStep {
       launch({Program::kSettle, 1});
       args_.settled = true;
     }
-    if (cautious) {
+    if (cautious_) {
       sweep(Purpose::kAgreement);
       add_groups();
       launch({Program::kFollow, 1});
     }
-    if (trusted) {
+    if (trusted_) {
       sweep(Purpose::kTrust);
       add_groups();
       launch({Program::kFollow, 1});
@@ -172,11 +186,9 @@ class OneStep {
     }
     std::shared_ptr<device::Pending> pending = std::make_shared<Forgotten>();
     if (keeps_outcome_) pending = report();
-    if (marks_) device_.end_step(stream_);
     return pending;
   }
 
- private:
   template <class Holds>
   bool any(Holds holds) const {
     return std::any_of(items_.begin(), items_.end(), holds);
@@ -335,19 +347,22 @@ class OneStep {
     return all;
   }
 
-  // Everything that can be refused is refused here, before the first launch.
-  void plan_batches(bool cautious, bool trusted) {
+  // Everything that can be refused is refused here, before anything is enqueued.
+  void plan_batches() {
     std::vector<Purpose> purposes{Purpose::kUpdate};
     if (needs_.norms) purposes.push_back(Purpose::kNorms);
-    if (cautious) purposes.push_back(Purpose::kAgreement);
-    if (trusted) purposes.push_back(Purpose::kTrust);
+    if (cautious_) purposes.push_back(Purpose::kAgreement);
+    if (trusted_) purposes.push_back(Purpose::kTrust);
     if (options_.zero_skipped) purposes.push_back(Purpose::kZero);
-    for (const Purpose purpose : purposes) {
-      auto& [batches, chunks] = planned_[static_cast<std::size_t>(purpose)];
-      batches = batches_of(purpose);
+    for (const Purpose purpose : purposes) planned_[static_cast<std::size_t>(purpose)].batches = batches_of(purpose);
+  }
+
+  void send_chunks() {
+    for (std::size_t purpose = 0; purpose < std::size(planned_); ++purpose) {
+      auto& [batches, chunks] = planned_[purpose];
       std::vector<Chunk> all;
       for (const Batch& batch : batches) all.insert(all.end(), batch.chunks.begin(), batch.chunks.end());
-      chunks = tables_.chunks[static_cast<std::size_t>(purpose)].send(device_, all, stream_);
+      if (!all.empty()) chunks = tables_.chunks[purpose].send(device_, all, stream_);
     }
   }
 
@@ -382,8 +397,8 @@ class OneStep {
       const bool hosts = item.settings->adaptation == Adaptation::kNovograd && !item.numbers.norm;
       norms.push_back(hosts ? item.norm_state : nullptr);
     }
-    return std::make_shared<Report>(device_.download(args_.status, report_bytes(options_.stats), stream_), options_.stats,
-                                    std::move(norms));
+    download_->begin(args_.status, stream_);
+    return std::make_shared<Report>(std::move(download_), options_.stats, std::move(norms));
   }
 
   Device& device_;
@@ -392,6 +407,8 @@ class OneStep {
   const StepOptions& options_;
   void* stream_;
   const bool keeps_outcome_, marks_;
+  bool cautious_ = false, trusted_ = false;
+  std::shared_ptr<Device::Download> download_;
   Needs needs_;
   Args args_{};
   struct Planned {
@@ -408,7 +425,7 @@ class StepEngine : public device::Engine {
   ~StepEngine() override {
     try {
       const auto current = device_->make_current();
-      for (const auto& tables : all_tables_) tables->release(*device_);
+      if (!all_tables_.empty()) all_tables_.front()->release(*device_);  // a graph may outlive the others' optimizer
     } catch (const Error&) {  // the device is gone, and its memory with it
     }
   }

@@ -29,11 +29,12 @@ class Sent {
 
   template <class X>
   const X* send(Device& device, const std::vector<X>& now, void* stream) {
-    static_assert(std::is_trivially_copyable_v<X>);
+    static_assert(std::is_trivially_copyable_v<X> && sizeof(X) % sizeof(std::uint64_t) == 0);
     const auto* bytes = reinterpret_cast<const std::byte*>(now.data());
     const std::size_t size = now.size() * sizeof(X);
     room<X>(device, now.size());
-    // In pieces of whole elements, neighbours that changed in one go.
+    // In pieces of whole elements; those that changed go together with what lies between them, if that is little.
+    constexpr std::size_t kGap = 2048 / sizeof(X);
     const auto differs = [&](std::size_t i) {
       const std::size_t at = i * sizeof(X);
       return at + sizeof(X) > last_.size() || std::memcmp(last_.data() + at, bytes + at, sizeof(X)) != 0;
@@ -45,7 +46,9 @@ class Sent {
           continue;
         }
         std::size_t end = i + 1;
-        while (end < now.size() && differs(end)) ++end;
+        for (std::size_t k = end; k < now.size() && k <= end + kGap; ++k) {
+          if (differs(k)) end = k + 1;
+        }
         device.upload(static_cast<std::byte*>(memory_) + i * sizeof(X), bytes + i * sizeof(X), (end - i) * sizeof(X), stream);
         i = end;
       }

@@ -19,6 +19,7 @@ namespace {
 
 using device::Error;
 
+constexpr int kLeastDriver = 12010;  // of CUDA: launches take tables as arguments
 constexpr int kLeastMajor = 8;  // of a compute capability: the oldest that there is code for
 
 // Throws what CUDA reports. An error of a launch is taken off CUDA's own record, so that nobody else finds it there.
@@ -28,12 +29,17 @@ void check(cudaError_t error, const char* what) {
   throw Error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
+// Of a call whose failure changes nothing: nobody shall find its error later.
+void ignore(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();
+}
+
 // Allows what is unsafe while any stream is being recorded, as long as it lives: what we do meanwhile is no part of a
 // recording.
 class Relaxed {
  public:
-  Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  ~Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  Relaxed() { ignore(cudaThreadExchangeStreamCaptureMode(&mode_)); }
+  ~Relaxed() { ignore(cudaThreadExchangeStreamCaptureMode(&mode_)); }
   Relaxed(const Relaxed&) = delete;
   Relaxed& operator=(const Relaxed&) = delete;
 
@@ -43,14 +49,21 @@ class Relaxed {
 
 class Event {
  public:
-  Event() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreate"); }
-  ~Event() { cudaEventDestroy(event_); }
+  Event() {
+    const Relaxed relaxed;
+    check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreate");
+  }
+  ~Event() {
+    const Relaxed relaxed;
+    ignore(cudaEventDestroy(event_));
+  }
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
 
   void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "cudaEventRecord"); }
   void hold_back(cudaStream_t stream) const { check(cudaStreamWaitEvent(stream, event_, 0), "cudaStreamWaitEvent"); }
   bool is_done() const {
+    const Relaxed relaxed;
     const cudaError_t error = cudaEventQuery(event_);
     if (error == cudaErrorNotReady) {
       cudaGetLastError();
@@ -59,10 +72,50 @@ class Event {
     check(error, "a step on the device failed");
     return true;
   }
-  void wait() const { check(cudaEventSynchronize(event_), "a step on the device failed"); }
+  void wait() const {
+    const Relaxed relaxed;
+    check(cudaEventSynchronize(event_), "a step on the device failed");
+  }
 
  private:
   cudaEvent_t event_ = nullptr;
+};
+
+// Makes a device the current one of this thread, as long as it lives.
+class Switched {
+ public:
+  explicit Switched(int device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    if (before_ == device) before_ = -1;
+    else check(cudaSetDevice(device), "cudaSetDevice");
+  }
+  // Back to a device that nobody uses would begin to use it, with hundreds of megabytes.
+  ~Switched() {
+    if (before_ >= 0 && is_in_use(before_)) ignore(cudaSetDevice(before_));
+  }
+  Switched(const Switched&) = delete;
+  Switched& operator=(const Switched&) = delete;
+
+ private:
+  static bool is_in_use(int device) {
+    using GetState = int (*)(int device, unsigned* flags, int* active);
+    static const auto get_state = [] {
+      void* function = nullptr;
+      cudaDriverEntryPointQueryResult found;
+#if CUDART_VERSION >= 12050
+      ignore(cudaGetDriverEntryPointByVersion("cuDevicePrimaryCtxGetState", &function, 12000, cudaEnableDefault, &found));
+#else
+      ignore(cudaGetDriverEntryPoint("cuDevicePrimaryCtxGetState", &function, cudaEnableDefault, &found));
+#endif
+      return reinterpret_cast<GetState>(function);
+    }();
+    unsigned flags = 0;
+    int active = 1;
+    if (get_state && get_state(device, &flags, &active) != 0) return true;
+    return active != 0;
+  }
+
+  int before_ = -1;
 };
 
 // Memory of the host that a device copies to, used again when a copy has been made and nobody looks at it.
@@ -72,9 +125,13 @@ struct Landing {
   Event landed;
 
   explicit Landing(std::size_t bytes) : room(bytes) {
+    const Relaxed relaxed;
     check(cudaMallocHost(reinterpret_cast<void**>(&memory), bytes), "cudaMallocHost");
   }
-  ~Landing() { cudaFreeHost(memory); }
+  ~Landing() {
+    const Relaxed relaxed;
+    ignore(cudaFreeHost(memory));
+  }
   Landing(const Landing&) = delete;
   Landing& operator=(const Landing&) = delete;
 };
@@ -83,6 +140,7 @@ class Gpu : public Device {
  public:
   explicit Gpu(int index) : index_(index) {
     const auto current = make_current();
+    const Relaxed relaxed;
     int major = 0, minor = 0, shared = 0;
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "cudaDeviceGetAttribute");
     check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index), "cudaDeviceGetAttribute");
@@ -98,25 +156,15 @@ class Gpu : public Device {
     last_step_ = std::make_unique<Event>();
   }
   ~Gpu() override {
-    if (aside_) cudaStreamDestroy(aside_);
+    if (aside_) ignore(cudaStreamDestroy(aside_));
   }
 
   std::unique_ptr<Current> make_current() override {
-    class Restore : public Current {
-     public:
-      explicit Restore(int device) {
-        check(cudaGetDevice(&before_), "cudaGetDevice");
-        if (before_ == device) before_ = -1;
-        else check(cudaSetDevice(device), "cudaSetDevice");
-      }
-      ~Restore() override {
-        if (before_ >= 0) cudaSetDevice(before_);
-      }
-
-     private:
-      int before_ = -1;
+    struct Here : Current {
+      explicit Here(int device) : switched(device) {}
+      Switched switched;
     };
-    return std::make_unique<Restore>(index_);
+    return std::make_unique<Here>(index_);
   }
 
   void* allocate(std::size_t bytes) override {
@@ -127,7 +175,7 @@ class Gpu : public Device {
   }
   void release(void* memory) override {
     const Relaxed relaxed;
-    cudaFree(memory);  // waits for the device
+    ignore(cudaFree(memory));  // waits for the device
   }
 
   bool is_recording(void* stream) override {
@@ -162,31 +210,36 @@ class Gpu : public Device {
     if (error != cudaSuccess) throw Error(cudaGetErrorString(error));
   }
 
-  // The tables are those of the step before: it has to be done with them.
-  void begin_step(void* stream) override {
-    if (stream != last_stream_) last_step_->hold_back(static_cast<cudaStream_t>(stream));
-    last_stream_ = stream;
-  }
+  // The tables are those of the step before: it has to be done with them. Streams of one name need not be one stream.
+  void begin_step(void* stream) override { last_step_->hold_back(static_cast<cudaStream_t>(stream)); }
   void end_step(void* stream) override { last_step_->record(static_cast<cudaStream_t>(stream)); }
 
-  std::shared_ptr<Download> download(const void* from, std::size_t bytes, void* stream) override {
-    const auto on = static_cast<cudaStream_t>(stream);
-    const std::shared_ptr<Landing> landing = free_landing(bytes);
-    check(cudaMemcpyAsync(landing->memory, from, bytes, cudaMemcpyDeviceToHost, on), "cudaMemcpyAsync");
-    landing->landed.record(on);
+  std::shared_ptr<Download> make_download(std::size_t bytes) override {
     class Copy : public Download {
      public:
-      explicit Copy(std::shared_ptr<Landing> landing) : landing_(std::move(landing)) {}
-      bool is_done() override { return landing_->landed.is_done(); }
+      Copy(std::shared_ptr<Landing> landing, std::size_t bytes, int device)
+          : landing_(std::move(landing)), bytes_(bytes), device_(device) {}
+      void begin(const void* from, void* stream) override {
+        const auto on = static_cast<cudaStream_t>(stream);
+        check(cudaMemcpyAsync(landing_->memory, from, bytes_, cudaMemcpyDeviceToHost, on), "cudaMemcpyAsync");
+        landing_->landed.record(on);
+      }
+      bool is_done() override {
+        const Switched switched(device_);
+        return landing_->landed.is_done();
+      }
       const std::byte* wait() override {
+        const Switched switched(device_);
         landing_->landed.wait();
         return landing_->memory;
       }
 
      private:
       std::shared_ptr<Landing> landing_;
+      std::size_t bytes_;
+      int device_;
     };
-    return std::make_shared<Copy>(landing);
+    return std::make_shared<Copy>(free_landing(bytes), bytes, index_);
   }
 
   std::uint32_t largest_shared() const override { return shared_; }
@@ -202,7 +255,6 @@ class Gpu : public Device {
   const int index_;
   std::uint32_t shared_ = 0;
   cudaStream_t aside_ = nullptr;  // for what is done while a stream is being recorded
-  void* last_stream_ = nullptr;
   std::unique_ptr<Event> last_step_;
   std::deque<std::shared_ptr<Landing>> landings_;
 };
@@ -217,6 +269,8 @@ class CudaDriver : public device::Driver {
     else if (error == cudaErrorInsufficientDriver) throw Error(why_no_driver());
     else check(error, "CUDA does not start");
     if (n == 0) throw Error("there is no NVIDIA GPU on this machine, or none that this process may use");
+    int version = 0;
+    if (cudaDriverGetVersion(&version) == cudaSuccess && version < kLeastDriver) throw Error(why_no_driver());
     return n;
   }
 
@@ -230,13 +284,18 @@ class CudaDriver : public device::Driver {
 
   void wait_for(int device, void* stream, void* other) override {
     if (stream == other) return;
-    int before = 0;
-    check(cudaGetDevice(&before), "cudaGetDevice");
-    check(cudaSetDevice(device), "cudaSetDevice");
+    const Switched switched(device);
+    const auto is_recorded = [](void* one) {
+      cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+      check(cudaStreamIsCapturing(static_cast<cudaStream_t>(one), &status), "cudaStreamIsCapturing");
+      return status != cudaStreamCaptureStatusNone;
+    };
+    if (is_recorded(stream) != is_recorded(other)) {
+      throw Error("a stream that is captured in a CUDA graph can't wait for one that is not: give all arrays to one stream");
+    }
     Event event;
     event.record(static_cast<cudaStream_t>(other));
     event.hold_back(static_cast<cudaStream_t>(stream));
-    cudaSetDevice(before);
   }
 
   std::string describe(int device) override {
@@ -244,7 +303,7 @@ class CudaDriver : public device::Driver {
     cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
     int version = 0;
-    cudaDriverGetVersion(&version);
+    ignore(cudaDriverGetVersion(&version));
     return std::string(properties.name) + ", " + std::to_string(properties.totalGlobalMem >> 30) + " GiB, compute capability " +
            std::to_string(properties.major) + "." + std::to_string(properties.minor) + ", driver for CUDA " + text_of(version);
   }
@@ -261,10 +320,10 @@ class CudaDriver : public device::Driver {
 
   static std::string why_no_driver() {
     int version = 0;
-    cudaDriverGetVersion(&version);
+    ignore(cudaDriverGetVersion(&version));
     if (version == 0) return "there is no NVIDIA driver on this machine";
     return "the NVIDIA driver is for CUDA " + text_of(version) + " at most, this build needs one for CUDA " +
-           text_of(CUDART_VERSION);
+           text_of(std::max(kLeastDriver, CUDART_VERSION / 1000 * 1000));
   }
 
   // CUDA does not live on in a forked process.

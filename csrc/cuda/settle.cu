@@ -25,10 +25,10 @@ __global__ void __launch_bounds__(kSettleThreads) report_kernel(const __grid_con
 struct Payload {
   std::uint64_t words[kPayload / sizeof(std::uint64_t)];
 };
+// Tables are made of words of eight bytes.
 __global__ void __launch_bounds__(kThreads)
-    upload_kernel(std::byte* to, std::uint32_t bytes, const __grid_constant__ Payload payload) {
-  const auto* from = reinterpret_cast<const std::byte*>(payload.words);
-  for (std::uint32_t i = threadIdx.x; i < bytes; i += blockDim.x) to[i] = from[i];
+    upload_kernel(std::uint64_t* to, std::uint32_t words, const __grid_constant__ Payload payload) {
+  for (std::uint32_t i = threadIdx.x; i < words; i += blockDim.x) to[i] = payload.words[i];
 }
 
 std::uint32_t blocks_of(std::uint32_t tasks, std::uint32_t threads) { return (tasks + threads - 1) / threads; }
@@ -58,7 +58,8 @@ cudaError_t launch_settle(const Launch& launch, const Args& args, cudaStream_t s
 cudaError_t launch_upload(void* to, const void* from, std::size_t bytes, cudaStream_t stream) {
   Payload payload;
   std::memcpy(payload.words, from, bytes);
-  upload_kernel<<<1, kThreads, 0, stream>>>(static_cast<std::byte*>(to), static_cast<std::uint32_t>(bytes), payload);
+  const auto words = static_cast<std::uint32_t>(bytes / sizeof(std::uint64_t));
+  upload_kernel<<<1, kThreads, 0, stream>>>(static_cast<std::uint64_t*>(to), words, payload);
   return cudaGetLastError();
 }
 
