@@ -15,7 +15,7 @@ from ml_dtypes import bfloat16 as BFLOAT16
 import gradstep
 from gradstep import _core
 
-from .cases import gradients, parameters
+from .cases import ADAM, CASES, NORM_CASES, Case, gradients, parameters
 
 BLOCK = 16_384  # elements of a block of threads
 
@@ -118,6 +118,50 @@ def test_an_optimizer_that_shrinks_and_grows() -> None:
         theirs.step(some)
         _core.set_pretend_device(0)
     assert all(np.array_equal(a, b) for a, b in zip(params, expected, strict=True))
+
+
+# ---- the bits of the CPU --------------------------------------------------------------------------------------------------------
+
+RULES = [*CASES, *NORM_CASES]
+FORMATS: list[dict[str, Any]] = [
+    {},
+    {"state_dtype": "bfloat16", "state_rounding": "stochastic"},
+    {"state_dtype": "q8"},
+    {"state_dtype": "q4", "state_rounding": "stochastic"},
+    *({"precision": precision} for precision in ("stochastic", "kahan", "master", "split")),
+]
+
+
+def on_both(rule: str, dtype: Any, size: int, settings: dict[str, Any]) -> list[list[bytes]]:
+    """Parameters and states after three steps: of the emulated GPU, and of the CPU."""
+    both = []
+    for device in (0, -1):
+        _core.set_pretend_device(device)
+        p = parameters((size,), dtype, 1)
+        opt = getattr(gradstep, rule)(p, **settings)
+        for step in range(3):
+            opt.step(gradients((size,), dtype, step))
+        states = [value for state in opt.state.values() for value in state.values()]
+        both.append([p.tobytes(), *(np.asarray(state).tobytes() for state in states)])
+        assert both[-1][0] != parameters((size,), dtype, 1).tobytes()
+    _core.set_pretend_device(0)
+    return both
+
+
+@pytest.mark.parametrize("size", [1, 17, 4099, 1_000_003])
+@pytest.mark.parametrize("case", RULES, ids=[case.name for case in RULES])
+def test_every_rule_at_every_size(case: Case, size: int) -> None:
+    settings = {**case.settings, **case.class_settings}
+    ours, theirs = on_both(case.optimizer, np.float32, size, settings)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("size", [1, 17, 4099, 1_000_003])
+@pytest.mark.parametrize("options", FORMATS, ids=[" ".join(options.values()) or "plain" for options in FORMATS])
+@pytest.mark.parametrize("dtype", [np.float32, BFLOAT16], ids=["float32", "bfloat16"])
+def test_every_format_at_every_size(dtype: Any, options: dict[str, Any], size: int) -> None:
+    ours, theirs = on_both("AdamW", dtype, size, {**ADAM, "lr": 0.05, "maximize": True, **options})
+    assert ours == theirs
 
 
 # ---- blocks of many threads -----------------------------------------------------------------------------------------------------
