@@ -68,6 +68,9 @@ void register_emulation(py::module_& m) {
       },
       py::arg("n"), "Run the blocks of the emulated GPU on so many threads of the host: 1, or a multiple of 32. For tests.");
   m.def(
+      "set_emulated_failure", [](bool on) { cuda::emulation().fails = on; }, py::arg("on"),
+      "Have the emulated GPU refuse to launch what carries tensors. For tests.");
+  m.def(
       "take_emulated",
       [] {
         static constexpr const char* kNames[] = {"prepare", "groups", "settle", "follow", "report", "sums", "update", "tiles"};

@@ -26,6 +26,7 @@ def _emulated() -> Iterator[None]:
     _core.set_pretend_device(0)
     _core.take_emulated()
     yield
+    _core.set_emulated_failure(False)
     _core.set_emulated_threads(1)
     _core.set_pretend_device(-1)
     _core.emulate_gpu(False)
@@ -118,6 +119,20 @@ def test_an_optimizer_that_shrinks_and_grows() -> None:
         theirs.step(some)
         _core.set_pretend_device(0)
     assert all(np.array_equal(a, b) for a, b in zip(params, expected, strict=True))
+
+
+def test_a_launch_that_fails_names_its_rule_and_leaves_nothing() -> None:
+    p = np.ones(50, np.float32)
+    opt = gradstep.Lion(p)
+    _core.set_emulated_failure(True)
+    with pytest.raises(RuntimeError, match="^Lion.step: the launch of the rule lion failed: out of resources$"):
+        opt.step(np.ones(50, np.float32))
+    _core.set_emulated_failure(False)
+    assert np.array_equal(p, np.ones(50, np.float32))
+    assert not opt.state
+    assert opt.steps == 0
+    opt.step(np.ones(50, np.float32))
+    assert opt.steps == 1
 
 
 # ---- the bits of the CPU --------------------------------------------------------------------------------------------------------

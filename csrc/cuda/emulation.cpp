@@ -69,6 +69,7 @@ class HostDevice : public Device {
 
   void launch(const Launch& launch, const Args& args, void*) override {
     if (launch.tasks == 0) throw Error("invalid configuration argument");  // as CUDA says it
+    if (emulation().fails && takes_chunks(launch.program)) throw Error("out of resources");
     emulation().launches.push_back(launch);
     const bool flushes = takes_chunks(launch.program) && cpu::flush_denormals();
     const std::uint32_t n = emulation().threads;

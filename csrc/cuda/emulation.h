@@ -14,6 +14,7 @@ struct Emulation {
   std::uint32_t threads = 1;     // of a block: 1, or a multiple of 32
   std::vector<Launch> launches;  // since it was emptied
   std::size_t sent = 0;          // bytes of tables
+  bool fails = false;            // the launch of a rule
 };
 Emulation& emulation();
 
